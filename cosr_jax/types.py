@@ -1,0 +1,216 @@
+"""Frozen records that travel between rooms.  No room's behaviour lives here, and no JAX."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+NUM_LEVELS = 5
+
+#: Exclusive failure categories of a verdict; "" is a pass.  Fixed by the verifier protocol.
+CATEGORIES = (
+    "no_code",
+    "no_answer",
+    "truncated",
+    "syntax_error",
+    "missing_entry_point",
+    "missing_import",
+    "runtime_error",
+    "timeout",
+    "memory_limit",
+    "output_limit",
+    "crash",
+    "forbidden",
+    "wrong_answer",
+)
+
+
+class UserError(Exception):
+    """A mistake the user can mend; the command line prints it as one line and exits with 2.
+
+    Args:
+      what: what is wrong, naming the key or file and the offending value.
+      remedy: what to do about it.
+    """
+
+    def __init__(self, what: str, remedy: str):
+        super().__init__(f"{what}; {remedy}")
+        self.what = what
+        self.remedy = remedy
+
+
+class Outcome(enum.Enum):
+    """PASS and FAIL are judgements; ERROR means the verifier could not judge."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    ERROR = "error"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One problem with a checkable answer.
+
+    ``key`` is the question stripped of its wording ("addition:12+7"): two tasks with one key are
+    the same question, so splits and duplicate checks go by it.
+    """
+
+    domain: Literal["math", "code"]
+    skill: str
+    difficulty: float  # in [0, 1]
+    prompt: str
+    answer: str  # canonical answer, as the verifier compares it
+    key: str
+    solution: str = ""  # worked answer in the form that the verifier accepts
+    source: str = "suite"
+
+    @property
+    def task_id(self) -> str:
+        """First 16 hex digits of the SHA-256 of domain and key: stable across runs and machines."""
+        return hashlib.sha256(f"{self.domain}\n{self.key}".encode()).hexdigest()[:16]
+
+    @property
+    def level(self) -> int:
+        """Difficulty as a level from 1 to ``NUM_LEVELS``."""
+        return 1 + round(self.difficulty * (NUM_LEVELS - 1))
+
+    @property
+    def cell(self) -> str:
+        """Where the task stands in the skill x level grid, e.g. ``"addition/2"``."""
+        return f"{self.skill}/{self.level}"
+
+
+def level_difficulty(level: int) -> float:
+    """The difficulty in [0, 1] that stands for ``level`` (1 to ``NUM_LEVELS``)."""
+    return (level - 1) / (NUM_LEVELS - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """How completions are drawn.
+
+    ``temperature`` 0 is greedy.  ``top_p`` 1 and ``top_k`` 0 switch truncation off.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """One sampled answer.
+
+    ``logprobs`` are those of the distribution that was sampled from: softmax(logits / temperature),
+    after top-k and top-p truncation and renormalisation where those are on.  For greedy decoding
+    they are of softmax(logits).
+    """
+
+    token_ids: tuple[int, ...]  # with the stop token, if one was reached
+    logprobs: tuple[float, ...]  # natural log, one per token
+    text: str  # decoded, without special tokens
+    finish_reason: Literal["stop", "length"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """One verifier's answer about one completion."""
+
+    outcome: Outcome
+    reward: float  # in [0, 1]; ignored on ERROR
+    category: str = ""  # one of CATEGORIES on FAIL, "" otherwise
+    answer: str = ""  # what was extracted as the student's answer
+    method: str = ""  # how it was found: "boxed", "answer_tag", ... "" when there was none
+    value_correct: bool = False  # the value is right, whatever its form
+    seconds: float = 0.0  # wall time spent judging
+    detail: str = ""  # for people and for the curator, e.g. "TimeoutError: 2 s"
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutGroup:
+    """One task, its sampled completions and their verdicts (same order and length)."""
+
+    task: Task
+    prompt_ids: tuple[int, ...]
+    completions: tuple[Completion, ...]
+    verdicts: tuple[Verdict, ...] = ()
+
+    def judged(self, verdicts: Sequence[Verdict]) -> RolloutGroup:
+        """This group with one verdict for each completion.
+
+        Raises:
+          ValueError: the numbers differ.
+        """
+        if len(verdicts) != len(self.completions):
+            raise ValueError(f"{len(verdicts)} verdicts for {len(self.completions)} completions")
+        return dataclasses.replace(self, verdicts=tuple(verdicts))
+
+    @property
+    def is_informative(self) -> bool:
+        """Whether the judged rewards differ, so that group-relative advantages are not all zero."""
+        rewards = {v.reward for v in self.verdicts if v.outcome is not Outcome.ERROR}
+        return len(rewards) > 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CellEvidence:
+    """Counts of one skill x level cell over freshly judged samples; ERROR verdicts are left out."""
+
+    cell: str
+    samples: int = 0
+    passed: int = 0
+    value_correct: int = 0  # right value, whatever the form (at least ``passed``)
+    formatted: int = 0  # answer given in the accepted form, right or wrong
+    groups: int = 0
+    informative_groups: int = 0
+
+    def __add__(self, other: CellEvidence) -> CellEvidence:
+        if self.cell != other.cell:
+            raise ValueError(f"cannot add evidence of {other.cell} to {self.cell}")
+        return CellEvidence(
+            self.cell,
+            *(
+                getattr(self, f.name) + getattr(other, f.name)
+                for f in dataclasses.fields(self)
+                if f.name != "cell"
+            ),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What the curator may know before it plans a round: training evidence, never probe content."""
+
+    round: int
+    evidence: tuple[CellEvidence, ...]  # judged since the previous plan
+    probe_score: float | None  # validation accuracy in [0, 1]; None before the first measurement
+    best_score: float | None
+    failures: tuple[RolloutGroup, ...] = ()  # failed training groups, for curators that read them
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One round's orders: what to practise, by which algorithm, for how long, and why."""
+
+    strategy: str
+    algorithm: Literal["sft", "grpo"]
+    mixture: tuple[tuple[str, float], ...]  # (cell, weight), weights sum to 1
+    steps: int
+    replay_fraction: float  # share of prompts drawn from the replay buffer, in [0, 1]
+    learning_rate_scale: float
+    context: str  # the bandit's context, e.g. "format:low mastery:low"
+    reason: str  # the measurements that led here, in words
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-serialisable values; ``from_dict`` is the inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """Rebuilds a plan from ``to_dict`` after a trip through JSON."""
+        mixture = tuple((cell, float(weight)) for cell, weight in values["mixture"])
+        return cls(**{**values, "mixture": mixture})
