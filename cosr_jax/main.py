@@ -1,0 +1,348 @@
+"""The command line: ``cosr train | eval | export | plan | doctor``.
+
+Flags are absl's and ``--config`` follows ml_collections' conventions.  JAX is imported only once a
+command runs, so help and mistakes answer at once.  Exit codes: 0 done, 1 unexpected failure (or a
+failed check of ``cosr doctor``), 2 a mistake in what the user gave, 130 interrupted, 141 nobody
+reads the output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from absl import flags, logging
+
+import cosr_jax
+from cosr_jax.config_args import SAVED_CONFIG, load_config, load_saved, split_overrides, suggest
+from cosr_jax.types import UserError
+
+if TYPE_CHECKING:
+    from cosr_jax.config import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One subcommand: ``define`` adds its flags, ``run`` gets them with the config overrides."""
+
+    summary: str
+    usage: str
+    define: Callable[[flags.FlagValues], None]
+    run: Callable[[flags.FlagValues, list[str]], int]
+    takes_config: bool = True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs ``cosr`` with ``argv`` (without the program's name) and returns the exit code."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _dispatch(args)
+        sys.stdout.flush()
+        return code
+    except UserError as error:
+        return _fail(error, f"cosr: {_one_line(error)}", 2, args)
+    except KeyboardInterrupt as error:
+        resume = "; the same command resumes" if args[:1] == ["train"] else ""
+        return _fail(error, f"cosr: interrupted{resume}", 130, args)
+    except BrokenPipeError as error:
+        if _stdout_is_open():
+            return _unexpected(error, args)
+        # Whoever read our output has gone, as in "cosr plan | head": say nothing, and keep the
+        # interpreter from complaining when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except Exception as error:
+        return _unexpected(error, args)
+
+
+def _dispatch(args: list[str]) -> int:
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if args[0] == "--version":
+        print(f"cosr_jax {cosr_jax.__version__}")
+        return 0
+    name = args[0]
+    if name not in COMMANDS:
+        raise UserError(f"{name!r} is not a command", suggest(name, COMMANDS, "commands: "))
+    command = COMMANDS[name]
+    overrides, others = split_overrides(args[1:])
+    values = flags.FlagValues()
+    command.define(values)
+    flags.DEFINE_bool("debug", False, "show tracebacks", flag_values=values)
+    if any(a in ("-h", "--help", "-help") for a in others):
+        print(_command_help(name, command, values))
+        return 0
+    if overrides and not command.takes_config:
+        raise UserError(f"{overrides[0]}: cosr {name} takes no settings", f"see cosr {name} --help")
+    _parse(values, others, name)
+    # Orbax alone writes about sixty lines for each save at the default level.
+    logging.set_verbosity(logging.WARNING)
+    return command.run(values, overrides)
+
+
+def _parse(values: flags.FlagValues, args: list[str], name: str) -> None:
+    values.set_gnu_getopt(True)
+    remedy = f"see cosr {name} --help"
+    try:
+        extra = values(["cosr", *args])[1:]
+    except flags.UnrecognizedFlagError as error:
+        flag = error.flagname
+        hint = suggest(flag, list(values), f"{remedy}; flags: ")
+        raise UserError(f"--{flag} is not a flag of cosr {name}", hint) from error
+    except flags.Error as error:
+        raise UserError(_one_line(error), remedy) from error
+    if extra:
+        raise UserError(f"{extra[0]!r} belongs to no flag", f"write --name=value; {remedy}")
+
+
+def _train_flags(values: flags.FlagValues) -> None:
+    _define_config(values)
+    _define_workdir(values, "folder of the run; the same command on it resumes")
+    flags.DEFINE_bool(
+        "allow_config_change",
+        False,
+        "resume although settings differ from the run's saved ones",
+        flag_values=values,
+    )
+
+
+def _train(values: flags.FlagValues, overrides: list[str]) -> int:
+    config = _required_config(values, overrides, "train")
+    workdir = _required_workdir(values, "train")
+    from cosr_jax.run import loop
+
+    loop.train(config, workdir=workdir, allow_config_change=values.allow_config_change)
+    return 0
+
+
+def _eval_flags(values: flags.FlagValues) -> None:
+    _define_config(values)
+    _define_workdir(values, "measure this run's best checkpoint")
+    flags.DEFINE_string(
+        "suite",
+        None,
+        "JSON-lines tasks to measure instead of the probes (config.eval.suite_file)",
+        flag_values=values,
+    )
+
+
+def _eval(values: flags.FlagValues, overrides: list[str]) -> int:
+    if values.suite is not None:
+        if not Path(values.suite).is_file():
+            raise UserError(f"--suite={values.suite}: there is no such file", "check the path")
+        overrides = [*overrides, f"--config.eval.suite_file={values.suite}"]
+    workdir = None if values.workdir is None else _checked_workdir(values.workdir)
+    if workdir is not None and (workdir / SAVED_CONFIG).exists():
+        if values.config is not None:
+            raise UserError(
+                f"--config={values.config}: the run in --workdir={workdir} has its own settings",
+                "leave --config out, or name a new --workdir to measure the base student",
+            )
+        config = load_saved(workdir, overrides)
+    elif values.config is not None:
+        config = load_config(values.config, overrides)
+    elif workdir is not None:
+        config = load_saved(workdir)  # says what is missing
+    else:
+        raise UserError(
+            "--workdir and --config are missing",
+            "give --workdir of a run, or --config to measure the base student",
+        )
+    from cosr_jax.run import loop
+
+    loop.evaluate(config, workdir)
+    return 0
+
+
+def _export_flags(values: flags.FlagValues) -> None:
+    _define_workdir(values, "folder of the run")
+    flags.DEFINE_enum(
+        "format",
+        "peft",
+        ["peft", "merged"],
+        "a PEFT adapter, or a Hugging Face folder with the adapter merged into the weights",
+        flag_values=values,
+    )
+    flags.DEFINE_string("step", "best", "best, or the number of a step", flag_values=values)
+    flags.DEFINE_string(
+        "out", None, "folder to write; default: WORKDIR/export/FORMAT", flag_values=values
+    )
+
+
+def _export(values: flags.FlagValues, overrides: list[str]) -> int:
+    workdir = _required_workdir(values, "export")
+    load_saved(workdir)
+    if values.step != "best" and not values.step.isdecimal():
+        raise UserError(f"--step={values.step} is not a step", "write --step=best or a number")
+    step = values.step if values.step == "best" else int(values.step)
+    out = None if values.out is None else Path(values.out)
+    from cosr_jax.run import export
+
+    export.export(workdir, format=values.format, step=step, out=out)
+    return 0
+
+
+def _plan_flags(values: flags.FlagValues) -> None:
+    _define_config(values)
+    flags.DEFINE_string(
+        "topology",
+        None,
+        "compile for these TPU chips, e.g. v5e:4x4 (needs the topology extra); "
+        "default: the devices that are here",
+        flag_values=values,
+    )
+
+
+def _plan(values: flags.FlagValues, overrides: list[str]) -> int:
+    config = _required_config(values, overrides, "plan")
+    from cosr_jax.run import plan
+
+    plan.plan(config, values.topology)
+    return 0
+
+
+def _doctor_flags(values: flags.FlagValues) -> None:
+    _define_workdir(values, "also check that this folder can hold a run")
+
+
+def _doctor(values: flags.FlagValues, overrides: list[str]) -> int:
+    from cosr_jax.run import doctor
+
+    return doctor.doctor(None if values.workdir is None else Path(values.workdir))
+
+
+COMMANDS = {
+    "train": Command(
+        "train a student in the closed loop, or resume",
+        "--config=FILE.py[:ARG] --workdir=DIR [--config.SECTION.KEY=VALUE ...]",
+        _train_flags,
+        _train,
+    ),
+    "eval": Command(
+        "measure a run's best checkpoint, or the base student",
+        "(--workdir=DIR | --config=FILE.py[:ARG]) [--suite=FILE.jsonl]",
+        _eval_flags,
+        _eval,
+    ),
+    "export": Command(
+        "write the adapter for PEFT, or merged weights",
+        "--workdir=DIR [--format=peft|merged] [--step=best|N] [--out=DIR]",
+        _export_flags,
+        _export,
+        takes_config=False,
+    ),
+    "plan": Command(
+        "parameters, mesh and memory of a run, without running it",
+        "--config=FILE.py[:ARG] [--topology=v5e:4x4]",
+        _plan_flags,
+        _plan,
+    ),
+    "doctor": Command(
+        "check this machine",
+        "[--workdir=DIR]",
+        _doctor_flags,
+        _doctor,
+        takes_config=False,
+    ),
+}
+
+
+def _define_config(values: flags.FlagValues) -> None:
+    flags.DEFINE_string(
+        "config",
+        None,
+        "Python file with get_config, and its argument after a colon; change any setting with "
+        "--config.SECTION.KEY=VALUE",
+        flag_values=values,
+    )
+
+
+def _define_workdir(values: flags.FlagValues, meaning: str) -> None:
+    flags.DEFINE_string("workdir", None, meaning, flag_values=values)
+
+
+def _required_config(values: flags.FlagValues, overrides: list[str], name: str) -> RunConfig:
+    if values.config is None:
+        raise UserError(
+            f"cosr {name}: --config is missing", "write e.g. --config=configs/quickstart.py"
+        )
+    return load_config(values.config, overrides)
+
+
+def _required_workdir(values: flags.FlagValues, name: str) -> Path:
+    if not values.workdir:
+        raise UserError(f"cosr {name}: --workdir is missing", "write e.g. --workdir=runs/first")
+    return _checked_workdir(values.workdir)
+
+
+def _checked_workdir(text: str) -> Path:
+    path = Path(text)
+    nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise UserError(f"--workdir={text}: {nearest} is a file", "name a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={text}: {nearest} is not writable", "name another folder")
+    return path
+
+
+def _help() -> str:
+    commands = "\n".join(f"  {name:8} {c.summary}" for name, c in COMMANDS.items())
+    return (
+        "Usage: cosr COMMAND [FLAGS]\n\n"
+        f"{commands}\n\n"
+        "First run:  cosr train --config=configs/quickstart.py --workdir=runs/quickstart\n"
+        "Flags of a command:  cosr COMMAND --help"
+    )
+
+
+def _command_help(name: str, command: Command, values: flags.FlagValues) -> str:
+    lines = [f"Usage: cosr {name} {command.usage}", "", f"To {command.summary}.", ""]
+    for flag_name in values:
+        flag = values[flag_name]
+        default = "" if flag.value in (None, False) else f" (default: {flag.value})"
+        lines.append(
+            textwrap.fill(
+                flag.help + default,
+                width=100,
+                initial_indent=f"  --{flag_name:20} ",
+                subsequent_indent=" " * 25,
+            )
+        )
+    return "\n".join(lines)
+
+
+def _fail(error: BaseException, line: str, code: int, args: Sequence[str]) -> int:
+    if "--debug" in args:
+        traceback.print_exception(error)
+    print(line, file=sys.stderr)
+    return code
+
+
+def _unexpected(error: Exception, args: Sequence[str]) -> int:
+    text = f"cosr: unexpected {type(error).__name__}: {_one_line(error)}"
+    hint = "" if "--debug" in args else "; run with --debug for the traceback"
+    return _fail(error, text + hint, 1, args)
+
+
+def _stdout_is_open() -> bool:
+    """Whether stdout can still be written; what could not be written stays in its buffer."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return False
+    return True
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
