@@ -43,6 +43,10 @@ class TaskSource(Protocol):
 class RolloutEngine(Protocol):
     """Samples the student."""
 
+    def set_adapters(self, lora: Any) -> None:
+        """The adapters to sample with from now on; call it after every update."""
+        ...
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],

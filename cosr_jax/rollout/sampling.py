@@ -1,0 +1,95 @@
+"""Drawing one token per row from logits, and the log-probability of what was drawn."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+_BLOCK = 256
+
+
+def truncate(logits: jax.Array, top_p: jax.Array, top_k: jax.Array) -> jax.Array:
+    """Sets logits outside the top-k and the nucleus to -inf.
+
+    The nucleus (arXiv:1904.09751) is the smallest set of likeliest tokens whose probability reaches
+    ``top_p``; it is taken after top-k.  Ties are broken by token id, so exactly k tokens stay.
+
+    Args:
+      logits: float32 [rows, vocab], already divided by the temperature.
+      top_p: float32 scalar in (0, 1]; 1 keeps all.
+      top_k: int32 scalar; 0 keeps all.
+    """
+    order = jnp.argsort(-logits, axis=-1, stable=True)
+    ranked = jnp.take_along_axis(logits, order, axis=-1)
+    rank = jnp.arange(logits.shape[-1])[None, :]
+    ranked = jnp.where((top_k > 0) & (rank >= top_k), -jnp.inf, ranked)
+    probs = jax.nn.softmax(ranked, axis=-1)
+    before = jnp.cumsum(probs, axis=-1) - probs
+    kept = jnp.where((top_p < 1) & (before >= top_p), -jnp.inf, ranked)
+    back = jnp.argsort(order, axis=-1)
+    return jnp.take_along_axis(kept, back, axis=-1)
+
+
+def categorical(logits: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """Draws int32 [rows] tokens from softmax(logits) by inverting the distribution function.
+
+    One uniform number a row replaces the vocabulary-wide noise of the Gumbel trick, which on a CPU
+    costs as much as decoding a token.  The inverse is taken in two stages, a block of the
+    vocabulary and then a token in it, so that no running sum spans the whole vocabulary.
+
+    Args:
+      logits: float32 [rows, vocab]; -inf is never drawn.
+      uniforms: float32 [rows] in [0, 1).
+    """
+    rows, vocab = logits.shape
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    weights = jnp.pad(weights, ((0, 0), (0, -vocab % _BLOCK))).reshape(rows, -1, _BLOCK)
+
+    def invert(masses: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+        running = jnp.cumsum(masses, axis=-1)
+        # Strictly under the total, whatever rounding did: so the token found has positive mass.
+        target = jnp.minimum(target, jnp.nextafter(running[:, -1], 0.0))
+        index = jnp.argmax(running > target[:, None], axis=-1)
+        before = jnp.take_along_axis(running - masses, index[:, None], axis=-1)[:, 0]
+        return index, jnp.maximum(target - before, 0.0)
+
+    totals = weights.sum(-1)
+    block, rest = invert(totals, uniforms * totals.sum(-1))
+    inside = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
+    token, _ = invert(inside, rest)
+    return (block * _BLOCK + token).astype(jnp.int32)
+
+
+def draw_token(
+    logits: jax.Array,
+    uniforms: jax.Array,
+    temperature: jax.Array,
+    top_p: jax.Array,
+    top_k: jax.Array,
+    *,
+    greedy: bool,
+    truncated: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Draws a token a row.
+
+    Args:
+      logits: float32 [rows, vocab].
+      uniforms: float32 [rows] in [0, 1).
+      temperature: float32 scalar above 0; unused when greedy.
+      top_p: see ``truncate``; unused unless ``truncated``.
+      top_k: see ``truncate``; unused unless ``truncated``.
+      greedy: take the likeliest token; its log-probability is that of softmax(logits).
+      truncated: apply top-k and top-p.
+
+    Returns:
+      int32 [rows] tokens and float32 [rows] log-probabilities under the distribution drawn from.
+    """
+    if greedy:
+        token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    else:
+        logits = logits / temperature
+        if truncated:
+            logits = truncate(logits, top_p, top_k)
+        token = categorical(logits, uniforms)
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+    return token, chosen - jax.nn.logsumexp(logits, axis=-1)
