@@ -98,8 +98,12 @@ def load_saved(workdir: Path, overrides: Sequence[str] = ()) -> RunConfig:
             f"{path} is not readable YAML ({_one_line(error)})",
             "restore it, or train into a new --workdir",
         ) from error
-    # from_config_dict turns YAML's lists into tuples, which overrides can replace.
-    return _resolve(ConfigDict(dataclasses.asdict(from_config_dict(saved))), overrides)
+    try:
+        config = from_config_dict(saved)
+    except UserError as error:
+        raise UserError(f"{path}: {error.what}", error.remedy) from error
+    # Rebuilt from the frozen record, in which YAML's lists are tuples, so that flags replace them.
+    return _resolve(ConfigDict(dataclasses.asdict(config)), overrides)
 
 
 def split_overrides(args: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import select
 import sys
 import textwrap
 import traceback
@@ -25,6 +26,8 @@ from cosr_jax.types import UserError
 
 if TYPE_CHECKING:
     from cosr_jax.config import RunConfig
+
+_STDOUT = 1  # the process's own, whatever sys.stdout is wrapped in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _unexpected(error, args)
         # Whoever read our output has gone, as in "cosr plan | head": say nothing, and keep the
         # interpreter from complaining when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STDOUT)
         return 141
     except Exception as error:
         return _unexpected(error, args)
@@ -178,9 +181,9 @@ def _export_flags(values: flags.FlagValues) -> None:
 
 def _export(values: flags.FlagValues, overrides: list[str]) -> int:
     workdir = _required_workdir(values, "export")
-    load_saved(workdir)
     if values.step != "best" and not values.step.isdecimal():
         raise UserError(f"--step={values.step} is not a step", "write --step=best or a number")
+    load_saved(workdir)  # says what is missing before JAX starts
     step = values.step if values.step == "best" else int(values.step)
     out = None if values.out is None else Path(values.out)
     from cosr_jax.run import export
@@ -332,12 +335,10 @@ def _unexpected(error: Exception, args: Sequence[str]) -> int:
 
 
 def _stdout_is_open() -> bool:
-    """Whether stdout can still be written; what could not be written stays in its buffer."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return False
-    return True
+    """False once the reader of a piped stdout has gone; worker processes have pipes too."""
+    poll = select.poll()
+    poll.register(_STDOUT, 0)
+    return not any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
 
 
 def _one_line(error: object) -> str:
