@@ -1,0 +1,247 @@
+r"""Finds the final answer in a completion: the one extractor for data, reward and evaluation.
+
+Forms, in the order in which they are looked for:
+
+  boxed       ``\boxed{x}``, the last one; if that is empty or unclosed there is no answer
+  answer_tag  ``<answer>x</answer>``, the last one; likewise
+  hashes      a line ``#### x`` (the form of GSM8K's worked solutions, arXiv:2110.14168)
+  phrase      "the answer is x", "Answer: x"; the last one that is followed by a value
+  bare        the final answer is one value and nothing else
+  number      the last number of the text: the lenient fallback
+
+Only what follows the reasoning is read: the harmony ``final`` channel, the text after ``</think>``.
+Alternatives ("3 or 4") are no answer.  Nothing is repaired or completed: a value that the length
+limit may have cut does not count.  Work is linear in the length of the text.
+
+A chat template that opens the think block inside the prompt leaves no trace of it in a completion
+that was cut before ``</think>``: such a draft cannot be told from an answer here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+
+#: Raised with every change of what is extracted; recorded beside evaluations.
+EXTRACTOR_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Extraction:
+    """What was found.
+
+    Attributes:
+      answer: the student's answer as written; "" when there is none.
+      method: one of ``METHODS``; "" when there is no answer.
+      category: "" when there is an answer, else "no_answer" or "truncated".
+    """
+
+    answer: str
+    method: str
+    category: str = ""
+
+
+def extract_answer(text: str, finish_reason: str = "stop") -> Extraction:
+    """The final answer of ``text``, the completion as the student emitted it.
+
+    Args:
+      text: any string.
+      finish_reason: "stop", or "length" when the token limit cut the completion.
+
+    Returns:
+      The answer with its form; or no answer, with the category "truncated" when the length limit
+      cut the completion and "no_answer" otherwise.
+    """
+    was_cut = finish_reason == "length"
+    nothing = Extraction("", "", "truncated" if was_cut else "no_answer")
+    final = final_text(text)
+    for method, find in _FINDERS.items():
+        span = find(final)
+        if span is None:
+            continue
+        answer = final[slice(*span)].strip()
+        # Only the closing mark of a box or a tag proves that the value is whole.
+        may_be_cut = was_cut and method not in ("boxed", "answer_tag")
+        if may_be_cut and final[span[1] :] in ("", ".", ","):
+            return nothing
+        if not answer or _ALTERNATIVES.search(answer):
+            return nothing
+        return Extraction(answer, method)
+    return nothing
+
+
+_HARMONY_CHANNEL = "<|channel|>"
+_HARMONY_FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
+_HARMONY_END = re.compile(r"<\|(?:end|return|start|call|channel)\|>")
+_END_TOKENS = (
+    *(f"<|{name}|>" for name in ("im_end", "endoftext", "end_of_text", "eot_id", "eom_id")),
+    *("<|return|>", "<|end|>", "<|pad|>", "</s>", "<eos>", "<pad>", "<end_of_turn>"),
+)
+
+
+def final_text(text: str) -> str:
+    """``text`` without reasoning, BOM, carriage returns and closing end-of-text tokens.
+
+    It is empty if the text holds reasoning alone.
+    """
+    text = text.removeprefix("\ufeff").replace("\r\n", "\n")
+    if _HARMONY_CHANNEL in text:
+        headers = list(_HARMONY_FINAL.finditer(text))
+        if not headers:
+            return ""
+        text = _HARMONY_END.split(text[headers[-1].end() :], maxsplit=1)[0]
+    text = _without_end_tokens(text).rpartition("</think>")[2]
+    return "" if "<think>" in text else text
+
+
+def _without_end_tokens(text: str) -> str:
+    end = stop = len(text)
+    while True:
+        while stop and text[stop - 1].isspace():
+            stop -= 1
+        if not text.endswith(_END_TOKENS, 0, stop):
+            return text[:end]
+        end = stop = text.rindex("<", 0, stop)
+
+
+# Half-open range of characters.  An empty one says: the form is there, but holds no answer.
+Span = tuple[int, int]
+
+_BOX = re.compile(r"\\boxed\s*\{")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+
+
+def _boxed(text: str) -> Span | None:
+    span, position = None, 0
+    while match := _BOX.search(text, position):
+        end = _closing_brace(text, match.end())
+        if end is None:
+            return (len(text), len(text))
+        span, position = (match.end(), end), end + 1
+    if span and (inner := _BOX.search(text, *span)) and not text[span[0] : inner.start()].strip():
+        end = _closing_brace(text, inner.end())
+        if end is not None and not text[end + 1 : span[1]].strip():
+            return (inner.end(), end)
+    return span
+
+
+def _closing_brace(text: str, start: int) -> int | None:
+    """Where the group that was opened just before ``start`` closes."""
+    depth = 1
+    for match in _BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(match[0], 0)
+        if depth == 0:
+            return match.start()
+    return None
+
+
+def _answer_tag(text: str) -> Span | None:
+    start = text.rfind("<answer>")
+    if start < 0:
+        return None
+    start += len("<answer>")
+    end = text.find("</answer>", start)
+    return (start, end) if end >= 0 else (len(text), len(text))
+
+
+_DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+_FRACTION = r"\\[dt]?frac\{[0-9.]+\}\{[0-9.]+\}"
+_UNSIGNED = rf"(?:(?:{_DIGITS})?{_FRACTION}|(?:{_DIGITS})(?:/[0-9]+)?)"
+_SIGNED = rf"[-\u2212+]?{_UNSIGNED}"
+_UNIT = r"(?: ?\\?%|(?: ?(?:square|cubic))? ?\u00b0?[A-Za-z]+(?:[\^/][A-Za-z0-9]+)*)"
+_PLAIN = rf"[-\u2212+]?[$\u20ac\u00a3]?{_UNSIGNED}{_UNIT}?"
+_NAME = r"[A-Za-z]\w? ?= ?"
+_VALUE = re.compile(
+    rf"(?:{_NAME})?{_PLAIN}(?:(?:, ?|; ?| ){_PLAIN})*|[(\[{{]{_SIGNED}(?:, ?{_SIGNED})*[)\]}}]"
+)
+_LEADING_NUMBER = re.compile(rf"(?:{_NAME})?[$\u20ac\u00a3]?{_SIGNED}(?: ?\\?%)?(?![\w.^!*/+])")
+_MATHS = re.compile(r"\$\$?([^$\n]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+_WORD = re.compile(r"\S{1,64}")
+_MARKS = " \t\n*_`\"'"
+_SENTENCE_END = re.compile(r"[.!?;](?=\s|[*_`]*\Z)")
+_ALTERNATIVES = re.compile(
+    r"(?<![A-Za-z])(?:or|either|maybe|perhaps|possibly)(?![A-Za-z])|\\lor(?![A-Za-z])|\\vee"
+    r"(?![A-Za-z])",
+    re.IGNORECASE,
+)
+_HASHES = re.compile(r"^[ \t]*####([^#\n]*)$", re.MULTILINE)
+_PHRASE = re.compile(r"\banswer(?: is\b:?|:\**| =)([^\n]*)", re.IGNORECASE)
+# A number that stands alone, neither the tail of a name nor of another number; a minus after an
+# operand is subtraction, not a sign.
+_NUMBER = re.compile(
+    rf"(?:(?<![\w.)\]}}])[-\u2212+])?(?<![\w.\\]){_UNSIGNED}(?![0-9])(?: ?\\?%)?"
+)
+_BETWEEN_ALTERNATIVES = re.compile(r"\W*(?:or|and/or)\W*", re.IGNORECASE)
+
+
+def _hashes(text: str) -> Span | None:
+    spans = [_value(text, m.start(1), m.end(1)) for m in _HASHES.finditer(text)]
+    found = [span for span in spans if span]  # "#### Step 1" is a Markdown heading
+    return found[-1] if found else None
+
+
+def _phrase(text: str) -> Span | None:
+    found = None
+    for match in _PHRASE.finditer(text):
+        stop = _SENTENCE_END.search(text, match.start(1), match.end(1))
+        found = _value(text, match.start(1), stop.start() if stop else match.end(1)) or found
+    return found
+
+
+def _bare(text: str) -> Span | None:
+    start, end = _trim(text, 0, len(text))
+    if end > start and text[end - 1] == ".":
+        end -= 1
+    maths = _MATHS.fullmatch(text, start, end)
+    if maths:
+        return maths.span(maths.lastindex or 0)
+    is_one = _VALUE.fullmatch(text, start, end) or _WORD.fullmatch(text, start, end)
+    return (start, end) if is_one else None
+
+
+def _number(text: str) -> Span | None:
+    last = before = None
+    for match in _NUMBER.finditer(text):
+        before, last = last, match
+    if last is None:
+        return None
+    if before and _BETWEEN_ALTERNATIVES.fullmatch(text, before.end(), last.start()):
+        return (len(text), len(text))
+    return last.span()
+
+
+def _value(text: str, start: int, end: int) -> Span | None:
+    """The value with which ``text[start:end]`` opens, if it does."""
+    start, end = _trim(text, start, end)
+    if _ALTERNATIVES.search(text, start, end):
+        return (start, end)  # refused as a whole by the caller
+    maths = _MATHS.match(text, start, end)
+    if maths:
+        return maths.span(maths.lastindex or 0)
+    if _VALUE.fullmatch(text, start, end) or _WORD.fullmatch(text, start, end):
+        return (start, end)
+    number = _LEADING_NUMBER.match(text, start, end)
+    return number.span() if number else None
+
+
+def _trim(text: str, start: int, end: int) -> Span:
+    """Without the blanks, quotes and Markdown marks around."""
+    while start < end and text[start] in _MARKS:
+        start += 1
+    while start < end and text[end - 1] in _MARKS:
+        end -= 1
+    return start, end
+
+
+_FINDERS: dict[str, Callable[[str], Span | None]] = {
+    "boxed": _boxed,
+    "answer_tag": _answer_tag,
+    "hashes": _hashes,
+    "phrase": _phrase,
+    "bare": _bare,
+    "number": _number,
+}
+
+#: The forms in order of precedence.
+METHODS = tuple(_FINDERS)
