@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from cosr_jax.config import parse_cells, parse_suites
-from cosr_jax.config_args import load_config, parse_arg
+from cosr_jax.config_args import load_config
 from cosr_jax.tasks import make_source
 from cosr_jax.tasks.probes import expand_cells
-from cosr_jax.types import UserError
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
@@ -37,16 +36,3 @@ def test_config_opens_with_what_it_takes_and_the_command(path):
 def test_the_argument_changes_the_config():
     config = load_config(f"{ROOT}/configs/quickstart.py:seed=3,rounds=2", [])
     assert (config.seed, config.train.max_rounds) == (3, 2)
-
-
-def test_parse_arg_reads_every_type():
-    options = parse_arg("small,rate=0.5,n=7,name=x", small=False, rate=1.0, n=1, name="", big=True)
-    assert vars(options) == {"small": True, "rate": 0.5, "n": 7, "name": "x", "big": True}
-    assert parse_arg("big=false", big=True).big is False
-    assert vars(parse_arg("", n=1)) == {"n": 1}
-
-
-@pytest.mark.parametrize("arg", ["smal", "n=x", "n", "small=perhaps", "rate=1,nn=2"])
-def test_parse_arg_names_a_wrong_argument(arg):
-    with pytest.raises(UserError, match="config argument"):
-        parse_arg(arg, small=False, n=1, rate=1.0)
