@@ -1,0 +1,132 @@
+"""Chat format: text to token ids and back, by the student's own tokenizer and template."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cosr_jax.student.tensor_files import read_json
+from cosr_jax.types import UserError
+
+# Llama 3.2's template writes today's date into every prompt unless it is given one; a run that
+# goes on past midnight must see the same tokens.
+_TEMPLATE_ARGUMENTS = {"date_string": "26 Jul 2024"}
+
+
+class Chat:
+    """A student's chat format; a ``protocols.ChatTokenizer``.
+
+    Args:
+      folder: holds tokenizer.json and the chat template.
+      system_prompt: the system turn; empty leaves it to the template's own default.
+
+    Attributes:
+      pad_id: token that fills rows; masked everywhere, so which one it is does not matter.
+      stop_ids: tokens that end an answer, ascending.
+      end_of_turn_id: the one that the template puts after an assistant's turn.
+      vocab_size: number of token ids that the tokenizer knows.
+
+    Raises:
+      UserError: no tokenizer, no template, a template that refuses the system prompt, or one in
+        which an answered conversation does not begin with its prompt.
+    """
+
+    def __init__(self, folder: Path, system_prompt: str = ""):
+        self._folder = folder
+        self._tokenizer = _load_tokenizer(folder)
+        if not self._tokenizer.chat_template:
+            raise UserError(
+                f"{folder}: the tokenizer has no chat template",
+                "use an instruction-tuned student, or add chat_template.jinja",
+            )
+        self._system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+        self.vocab_size = len(self._tokenizer)
+        self.end_of_turn_id = self._find_end_of_turn()
+        self.stop_ids = self._find_stop_ids()
+        pad = self._tokenizer.pad_token_id
+        self.pad_id: int = self.end_of_turn_id if pad is None else pad
+
+    def encode_prompt(self, prompt: str) -> tuple[int, ...]:
+        """One user turn, after the system turn, up to and including the assistant's header."""
+        return self._encode(self._render(prompt))
+
+    def encode_completion(self, text: str) -> tuple[int, ...]:
+        """The assistant's text followed by the end-of-turn token."""
+        return (*self._encode(text), self.end_of_turn_id)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+        return self._tokenizer.decode(
+            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._tokenizer.encode(text, add_special_tokens=False))
+
+    def _render(self, prompt: str, answer: str | None = None) -> str:
+        import jinja2
+
+        turns = [*self._system, {"role": "user", "content": prompt}]
+        if answer is not None:
+            turns.append({"role": "assistant", "content": answer})
+        try:
+            return self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=answer is None, **_TEMPLATE_ARGUMENTS
+            )
+        except jinja2.TemplateError as error:
+            raise UserError(
+                f"{self._folder}: the chat template failed ({error})",
+                "check student.system_prompt, which this template may not accept",
+            ) from error
+
+    def _find_end_of_turn(self) -> int:
+        """The special token between an answer and whatever the template puts after it."""
+        question, answer = "2 + 2?", "It is 4."
+        start = self._render(question) + answer
+        whole = self._render(question, answer)
+        rest = self._encode(whole[len(start) :])
+        if (
+            not whole.startswith(start)
+            or not rest
+            or rest[0] not in self._tokenizer.all_special_ids
+        ):
+            raise UserError(
+                f"{self._folder}: the chat template does not put an answer between the prompt and "
+                f"a special token (after {start!r} came {whole!r})",
+                "use a student whose template appends answers unchanged",
+            )
+        return rest[0]
+
+    def _find_stop_ids(self) -> tuple[int, ...]:
+        ids = {self.end_of_turn_id, self._tokenizer.eos_token_id}
+        if (self._folder / "generation_config.json").exists():
+            declared = read_json(self._folder / "generation_config.json").get("eos_token_id")
+            ids |= set(declared) if isinstance(declared, list) else {declared}
+        return tuple(sorted(ids - {None}))
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    # transformers would advise on its import that PyTorch is missing, which we do not need.
+    before = os.environ.get("TRANSFORMERS_NO_ADVISORY_WARNINGS")
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    try:
+        from transformers import AutoTokenizer
+    finally:
+        if before is None:
+            del os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"]
+        else:
+            os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = before
+    if not (folder / "tokenizer_config.json").exists():
+        raise UserError(
+            f"{folder / 'tokenizer_config.json'}: no such file",
+            "the student's folder needs its tokenizer files",
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"{folder}: the tokenizer cannot be read ({reason})", "get its files again"
+        ) from error

@@ -1,0 +1,173 @@
+"""Weights in and out: Hugging Face's tensor names against the stacked ones of ``model``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from cosr_jax import sharding
+from cosr_jax.config import LoraConfig, StudentConfig
+from cosr_jax.student.lora import init_lora
+from cosr_jax.student.model import LINEARS, ModelConfig, Student, abstract_student
+from cosr_jax.student.sources import resolve_source
+from cosr_jax.student.tensor_files import TensorFolder, read_json
+from cosr_jax.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class HfName:
+    """The tensor(s) behind one variable."""
+
+    template: str  # with "{}" for the layer number where the variable is stacked
+    transposed: bool  # Hugging Face stores linears as [out, in]
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the variable has a leading layers axis."""
+        return "{}" in self.template
+
+
+def hf_module(linear: str) -> str:
+    """Hugging Face's module of a linear: "attn.q_proj" -> "model.layers.{}.self_attn.q_proj"."""
+    return f"model.layers.{{}}.{linear.replace('attn.', 'self_attn.')}"
+
+
+#: Path in the base state -> Hugging Face's name.
+HF_NAMES: dict[tuple[Any, ...], HfName] = {
+    ("embed",): HfName("model.embed_tokens.weight", False),
+    ("norm", "weight"): HfName("model.norm.weight", False),
+    ("lm_head",): HfName("lm_head.weight", True),
+    ("layers", "attn_norm", "weight"): HfName("model.layers.{}.input_layernorm.weight", False),
+    ("layers", "mlp_norm", "weight"): HfName(
+        "model.layers.{}.post_attention_layernorm.weight", False
+    ),
+    **{
+        ("layers", *linear.split("."), "kernel"): HfName(f"{hf_module(linear)}.weight", True)
+        for linear in LINEARS
+    },
+}
+
+
+def load_config(source: str) -> ModelConfig:
+    """The shape of the student behind ``source`` (see ``sources.resolve_source``).
+
+    Raises:
+      UserError: the source, or its config.json, cannot be used.
+    """
+    return ModelConfig.from_hf(read_json(resolve_source(source) / "config.json"))
+
+
+def load_student(
+    config: StudentConfig, lora: LoraConfig, mesh: Mesh | None = None, seed: int = 0
+) -> Student:
+    """The student with its weights read and fresh adapters.
+
+    Every device gets only its own part, straight from the file.
+
+    Args:
+      config: source and dtypes.
+      lora: of the adapters.
+      mesh: where to place the weights; None is the default device.
+      seed: of the adapters' start values.
+
+    Raises:
+      UserError: the source cannot be used, or a tensor is missing, unexpected or of another shape.
+    """
+    folder = resolve_source(config.source)
+    model = ModelConfig.from_hf(read_json(folder / "config.json"))
+    abstract = abstract_student(model, config, lora)
+    base = load_base(abstract.base, folder, mesh)
+    return dataclasses.replace(abstract, base=base, lora=init_lora(abstract.lora, seed, mesh))
+
+
+def load_base(abstract: nnx.State, folder: Path, mesh: Mesh | None = None) -> nnx.State:
+    """Frozen weights from a folder, in the dtypes and shapes of ``abstract``.
+
+    Raises:
+      UserError: a file cannot be read, or a tensor is missing, unexpected or of another shape.
+    """
+    tensors = TensorFolder(folder)
+    _check_names(tensors, abstract)
+    leaves = {}
+    for path, variable in abstract.flat_state():
+        like = variable.get_raw_value()
+        where: jax.sharding.Sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        if mesh is not None:
+            axes = variable.get_metadata()["axes"]
+            where = sharding.array_sharding(mesh, axes, like.shape, ".".join(map(str, path)))
+        leaves[path] = variable.replace(_read_variable(tensors, HF_NAMES[path], like, where))
+    return nnx.State.from_flat_path(leaves)
+
+
+def hf_tensors(base: nnx.State) -> Iterator[tuple[str, np.ndarray]]:
+    """Host copies of frozen weights under Hugging Face's names and shapes, one after another."""
+    for path, variable in base.flat_state():
+        name, value = HF_NAMES[path], variable.get_raw_value()
+        for layer in range(value.shape[0]) if name.stacked else (None,):
+            part = np.asarray(value if layer is None else value[layer])
+            yield name.template.format(layer), part.T if name.transposed else part
+
+
+def _check_names(tensors: TensorFolder, abstract: nnx.State) -> None:
+    expected: dict[str, tuple[int, ...]] = {}
+    for path, variable in abstract.flat_state():
+        name, shape = HF_NAMES[path], variable.get_raw_value().shape
+        layers, shape = (shape[0], shape[1:]) if name.stacked else (1, shape)
+        for layer in range(layers):
+            expected[name.template.format(layer)] = shape[::-1] if name.transposed else shape
+    # Left by older exporters: a copy of the tied embedding, and buffers that are recomputed.
+    unused = {name for name in tensors.names if name.endswith("rotary_emb.inv_freq")}
+    if ("lm_head",) not in dict(abstract.flat_state()):
+        unused.add("lm_head.weight")
+    for found, what in (
+        (expected.keys() - tensors.names, "is missing"),
+        (tensors.names - expected.keys() - unused, "is not one of this architecture"),
+    ):
+        if found:
+            first, *others = sorted(found)
+            more = f" (and {len(others)} more)" if others else ""
+            raise UserError(
+                f"{tensors.folder}: tensor {first!r}{more} {what}",
+                "take config.json and weights of the same Llama-family model",
+            )
+    for tensor, shape in expected.items():
+        if tensors.shape(tensor) != shape:
+            raise UserError(
+                f"{tensors.folder}: tensor {tensor!r} has shape {list(tensors.shape(tensor))}, "
+                f"config.json says {list(shape)}",
+                "take config.json and weights of the same model",
+            )
+
+
+def _read_variable(
+    tensors: TensorFolder, name: HfName, like: jax.ShapeDtypeStruct, where: jax.sharding.Sharding
+) -> jax.Array:
+    parts: dict[Any, np.ndarray] = {}
+
+    def part(index: Any) -> np.ndarray:
+        """One device's slice; replicas share it."""
+        bounds = tuple(s.indices(size) for s, size in zip(index, like.shape, strict=True))
+        if bounds not in parts:
+            parts[bounds] = read(tuple(slice(*b) for b in bounds))
+        return parts[bounds]
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        if not name.stacked:
+            return one(name.template, index)
+        out = np.empty([s.stop - s.start for s in index], like.dtype)
+        for row, layer in enumerate(range(index[0].start, index[0].stop)):
+            out[row] = one(name.template.format(layer), index[1:])
+        return out
+
+    def one(tensor: str, index: tuple[slice, ...]) -> np.ndarray:
+        value = tensors.read(tensor, index[::-1] if name.transposed else index)
+        return np.asarray(value.T if name.transposed else value, like.dtype)
+
+    return jax.make_array_from_callback(like.shape, where, part)
