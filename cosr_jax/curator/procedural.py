@@ -1,0 +1,247 @@
+"""The embedded curator: mastery estimates, strategy arms and a bandit, without any model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cosr_jax.config import CuratorConfig
+from cosr_jax.curator import bandit, strategies
+from cosr_jax.curator.curriculum import nearest_the_zone
+from cosr_jax.curator.mastery import CellMastery
+from cosr_jax.types import Diagnosis, Plan, UserError
+
+#: Change of validation accuracy over one round that counts as reward 1 (its negative as 0).
+_FULL_GAIN = 0.2
+#: Drop under the best validation score after which steps are halved; smaller ones are noise.
+_REGRESSION = 0.08
+
+
+def reward_of_gain(gain: float) -> float:
+    """A gain in validation accuracy as a bandit reward in [0, 1]; no change is 1/2."""
+    return min(max(0.5 + 0.5 * gain / _FULL_GAIN, 0.0), 1.0)
+
+
+class ProceduralCurator:
+    """Plans from measured rates alone; see ``protocols.Curator``.
+
+    The same sequence of calls gives the same plans, also across ``state_dict``.
+
+    Args:
+      config: thresholds and the focus; an empty focus is whatever is nearest the zone.
+      cells: the task source's grid, as "skill/level".
+      num_generations: samples in a GRPO group.
+      steps_per_round: optimizer steps in a plan.
+
+    Raises:
+      UserError: the focus names a cell that is not in ``cells``, or one twice.
+      ValueError: ``cells`` is empty, or a number is too small.
+    """
+
+    def __init__(
+        self,
+        config: CuratorConfig,
+        cells: Sequence[str],
+        num_generations: int,
+        steps_per_round: int,
+    ):
+        if not cells or num_generations < 2 or steps_per_round < 1:
+            raise ValueError(
+                f"{len(cells)} cells, {num_generations} generations, {steps_per_round} steps: "
+                "needs at least 1, 2 and 1"
+            )
+        for cell in config.focus:
+            if cell not in cells:
+                raise UserError(
+                    f"config.curator.focus: {cell!r} is not a cell of the task source",
+                    f"choose from {', '.join(cells)}",
+                )
+        if len(set(config.focus)) < len(config.focus):
+            raise UserError(
+                f"config.curator.focus: {config.focus!r} names a cell twice", "name each once"
+            )
+        self._config = config
+        self._cells = tuple(cells)
+        self._group_size = num_generations
+        self._steps = steps_per_round
+        self._masteries = {cell: CellMastery() for cell in self._cells}
+        self._bandit: bandit.BanditState = {}
+        self._peaks: dict[str, float] = {}
+        self._last_plan: Plan | None = None
+        self._decisions: list[dict[str, Any]] = []
+
+    @property
+    def masteries(self) -> Mapping[str, CellMastery]:
+        """The current estimate of every cell, e.g. for a heat map."""
+        return dict(self._masteries)
+
+    @property
+    def decisions(self) -> list[dict[str, Any]]:
+        """One {"round", "strategy", "context", "reason", "gain"} per plan; gain None till known."""
+        return [dict(decision) for decision in self._decisions]
+
+    def wanted_diagnosis(self) -> tuple[str, ...]:
+        """Cells whose estimate is too old or thin to plan on, to be sampled before ``plan``.
+
+        At the start these are the focus cells and their neighbours (with an empty focus, all
+        cells).  After an SFT round they are the focus, its neighbours and what was trained: SFT
+        changes the student without measuring it.  After a GRPO round they are those with less
+        than one group's worth of faded samples, without the trained ones, whose rollouts count.
+        """
+        if self._last_plan is None:
+            if not self._config.focus:
+                return self._cells
+            return self._surroundings()
+        trained = {cell for cell, _ in self._last_plan.mixture}
+        if self._last_plan.algorithm == "sft":
+            wanted = trained | set(self._surroundings())
+            return tuple(cell for cell in self._cells if cell in wanted)
+        return tuple(
+            cell
+            for cell in self._surroundings()
+            if cell not in trained and self._masteries[cell].samples < self._group_size
+        )
+
+    def plan(self, diagnosis: Diagnosis) -> Plan:
+        """Takes in the evidence and orders the next round.
+
+        Raises:
+          ValueError: evidence of an unknown cell, or impossible counts.
+        """
+        self._observe(diagnosis)
+        view = self._view()
+        where = strategies.context(view)
+        arm = self._bandit.get(where, {}).get("format_drill")
+        drill_pays = arm is None or arm.value > reward_of_gain(0.0)
+        proposals = {
+            proposal.strategy: proposal
+            for proposal in strategies.propose(dataclasses.replace(view, drill_pays=drill_pays))
+        }
+        chosen = proposals[
+            bandit.select(self._bandit, where, tuple(proposals), self._config.exploration)
+        ]
+        scale, caution = _learning_rate_scale(diagnosis)
+        reason = chosen.reason + caution
+        if len(proposals) > 1:
+            bounds = bandit.bounds(self._bandit, where, tuple(proposals), self._config.exploration)
+            reason += "; bounds: " + ", ".join(f"{name} {ucb:.2f}" for name, ucb in bounds.items())
+        plan = Plan(
+            strategy=chosen.strategy,
+            algorithm=chosen.algorithm,
+            mixture=chosen.mixture,
+            steps=self._steps,
+            # Nothing can be reviewed before the first round.
+            replay_fraction=chosen.replay_fraction if self._last_plan else 0.0,
+            learning_rate_scale=scale,
+            context=where,
+            reason=reason,
+        )
+        self._last_plan = plan
+        for cell, _ in plan.mixture:
+            self._peaks.setdefault(cell, 0.0)
+        self._decisions.append(
+            {
+                "round": diagnosis.round,
+                "strategy": plan.strategy,
+                "context": plan.context,
+                "reason": plan.reason,
+                "gain": None,
+            }
+        )
+        return plan
+
+    def observe_gain(self, plan: Plan, gain: float) -> None:
+        """Credits ``plan``'s strategy, in its context, with the change of validation accuracy.
+
+        Raises:
+          ValueError: ``plan`` is not the latest, its gain is known already, or ``gain`` is not
+            finite.
+        """
+        if plan != self._last_plan or self._decisions[-1]["gain"] is not None:
+            raise ValueError(f"no gain is due for the plan {plan.strategy!r} ({plan.reason})")
+        self._bandit = bandit.update(
+            self._bandit, plan.context, plan.strategy, reward_of_gain(gain)
+        )
+        self._decisions[-1]["gain"] = gain
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in the protocol; configuration is not part of it."""
+        return {
+            "masteries": {cell: m.to_dict() for cell, m in self._masteries.items()},
+            "bandit": bandit.to_dict(self._bandit),
+            "peaks": dict(self._peaks),
+            "last_plan": self._last_plan.to_dict() if self._last_plan else None,
+            "decisions": self.decisions,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As in the protocol.
+
+        Raises:
+          ValueError: the state is of another grid of cells.
+        """
+        if state["masteries"].keys() != self._masteries.keys():
+            odd = sorted(state["masteries"].keys() ^ self._masteries.keys())
+            raise ValueError(f"curator state of another grid; cells that differ: {odd}")
+        self._masteries = {
+            cell: CellMastery.from_dict(state["masteries"][cell]) for cell in self._cells
+        }
+        self._bandit = bandit.from_dict(state["bandit"])
+        self._peaks = dict(state["peaks"])
+        plan = state["last_plan"]
+        self._last_plan = None if plan is None else Plan.from_dict(plan)
+        self._decisions = [dict(decision) for decision in state["decisions"]]
+
+    def _observe(self, diagnosis: Diagnosis) -> None:
+        for evidence in diagnosis.evidence:
+            if evidence.cell not in self._masteries:
+                raise ValueError(f"evidence of {evidence.cell!r}, which is not in the grid")
+        fresh: dict[str, Any] = {}
+        for evidence in diagnosis.evidence:  # a cell may come twice: from training and diagnosis
+            known = fresh.get(evidence.cell)
+            fresh[evidence.cell] = evidence if known is None else known + evidence
+        for cell, mastery in self._masteries.items():
+            faded = mastery.faded(self._config.discount)
+            self._masteries[cell] = faded.observe(fresh[cell]) if cell in fresh else faded
+        for cell, peak in self._peaks.items():
+            if cell in fresh:
+                self._peaks[cell] = max(peak, self._masteries[cell].pass_rate.interval()[0])
+
+    def _focus(self) -> tuple[str, ...]:
+        if self._config.focus:
+            return self._config.focus
+        return nearest_the_zone(self._masteries, self._cells, self._group_size)
+
+    def _surroundings(self) -> tuple[str, ...]:
+        """Focus, one level around it, and the next level not mastered, in grid order."""
+        view = self._view()
+        wanted = set(view.focus)
+        for cell in view.focus:
+            for near in (
+                strategies.neighbour(self._cells, cell, -1),
+                strategies.neighbour(self._cells, cell, 1),
+                strategies.harder_unmastered(view, cell),
+            ):
+                if near is not None:
+                    wanted.add(near)
+        return tuple(cell for cell in self._cells if cell in wanted)
+
+    def _view(self) -> strategies.View:
+        return strategies.View(
+            config=self._config,
+            cells=self._cells,
+            focus=self._focus(),
+            masteries=self._masteries,
+            group_size=self._group_size,
+            peaks=self._peaks,
+            drill_pays=True,
+        )
+
+
+def _learning_rate_scale(diagnosis: Diagnosis) -> tuple[float, str]:
+    """Half steps while validation accuracy is clearly under its best, and why."""
+    now, best = diagnosis.probe_score, diagnosis.best_score
+    if now is None or best is None or best - now <= _REGRESSION:
+        return 1.0, ""
+    return 0.5, f"; half the learning rate, as validation is at {now:.2f} after {best:.2f}"
