@@ -1,0 +1,1 @@
+"""Judges completions: finds the final answer and compares its value, out of the student's reach."""

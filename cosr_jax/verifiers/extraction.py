@@ -169,9 +169,7 @@ _HASHES = re.compile(r"^[ \t]*####([^#\n]*)$", re.MULTILINE)
 _PHRASE = re.compile(r"\banswer(?: is\b:?|:\**| =)([^\n]*)", re.IGNORECASE)
 # A number that stands alone, neither the tail of a name nor of another number; a minus after an
 # operand is subtraction, not a sign.
-_NUMBER = re.compile(
-    rf"(?:(?<![\w.)\]}}])[-\u2212+])?(?<![\w.\\]){_UNSIGNED}(?![0-9])(?: ?\\?%)?"
-)
+_NUMBER = re.compile(rf"(?:(?<![\w.)\]}}])[-\u2212+])?(?<![\w.\\]){_UNSIGNED}(?![0-9])(?: ?\\?%)?")
 _BETWEEN_ALTERNATIVES = re.compile(r"\W*(?:or|and/or)\W*", re.IGNORECASE)
 
 
