@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_dict import RequiredValueError
@@ -27,7 +26,6 @@ from ml_collections.config_flags import config_flags
 from cosr_jax.config import RunConfig, from_config_dict
 from cosr_jax.types import UserError
 
-SAVED_CONFIG = "config.yaml"
 _OVERRIDE = re.compile(r"--?(no)?config\.([^=]*)(=.*)?", re.DOTALL)
 
 
@@ -79,30 +77,12 @@ def load_config(spec: str, overrides: Sequence[str]) -> RunConfig:
     return _resolve(_run_config_file(spec), overrides)
 
 
-def load_saved(workdir: Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """The checked settings that a run saved in its workdir, with command-line overrides.
+def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """``config`` with command-line overrides, checked again.
 
     Raises:
-      UserError: there is no readable ``config.yaml``, or an override is wrong.
+      UserError: an override is wrong.
     """
-    path = workdir / SAVED_CONFIG
-    if not path.is_file():
-        raise UserError(
-            f"--workdir={workdir}: there is no {SAVED_CONFIG} in it",
-            "give the folder of a run that cosr train started",
-        )
-    try:
-        saved = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is not readable YAML ({_one_line(error)})",
-            "restore it, or train into a new --workdir",
-        ) from error
-    try:
-        config = from_config_dict(saved)
-    except UserError as error:
-        raise UserError(f"{path}: {error.what}", error.remedy) from error
-    # Rebuilt from the frozen record, in which YAML's lists are tuples, so that flags replace them.
     return _resolve(ConfigDict(dataclasses.asdict(config)), overrides)
 
 

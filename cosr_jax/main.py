@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from absl import flags, logging
 
 import cosr_jax
-from cosr_jax.config_args import SAVED_CONFIG, load_config, load_saved, split_overrides, suggest
+from cosr_jax.config_args import load_config, override, split_overrides, suggest
 from cosr_jax.types import UserError
 
 if TYPE_CHECKING:
@@ -142,22 +142,20 @@ def _eval(values: flags.FlagValues, overrides: list[str]) -> int:
             raise UserError(f"--suite={values.suite}: there is no such file", "check the path")
         overrides = [*overrides, f"--config.eval.suite_file={values.suite}"]
     workdir = None if values.workdir is None else _checked_workdir(values.workdir)
-    if workdir is not None and (workdir / SAVED_CONFIG).exists():
-        if values.config is not None:
-            raise UserError(
-                f"--config={values.config}: the run in --workdir={workdir} has its own settings",
-                "leave --config out, or name a new --workdir to measure the base student",
-            )
-        config = load_saved(workdir, overrides)
-    elif values.config is not None:
-        config = load_config(values.config, overrides)
-    elif workdir is not None:
-        config = load_saved(workdir)  # says what is missing
-    else:
+    if workdir is None and values.config is None:
         raise UserError(
             "--workdir and --config are missing",
             "give --workdir of a run, or --config to measure the base student",
         )
+    if workdir is None or (values.config is not None and not (workdir / "config.yaml").exists()):
+        config = load_config(values.config, overrides)
+    elif values.config is not None:
+        raise UserError(
+            f"--config={values.config}: the run in --workdir={workdir} has its own settings",
+            "leave --config out, or name a new --workdir to measure the base student",
+        )
+    else:
+        config = override(_saved_config(workdir), overrides)
     from cosr_jax.run import loop
 
     loop.evaluate(config, workdir)
@@ -183,7 +181,7 @@ def _export(values: flags.FlagValues, overrides: list[str]) -> int:
     workdir = _required_workdir(values, "export")
     if values.step != "best" and not values.step.isdecimal():
         raise UserError(f"--step={values.step} is not a step", "write --step=best or a number")
-    load_saved(workdir)  # says what is missing before JAX starts
+    _saved_config(workdir)  # says what is missing before JAX starts
     step = values.step if values.step == "best" else int(values.step)
     out = None if values.out is None else Path(values.out)
     from cosr_jax.run import export
@@ -277,6 +275,12 @@ def _required_config(values: flags.FlagValues, overrides: list[str], name: str) 
             f"cosr {name}: --config is missing", "write e.g. --config=configs/quickstart.py"
         )
     return load_config(values.config, overrides)
+
+
+def _saved_config(workdir: Path) -> RunConfig:
+    from cosr_jax.run.workdir import read_config
+
+    return read_config(workdir)
 
 
 def _required_workdir(values: flags.FlagValues, name: str) -> Path:

@@ -153,7 +153,7 @@ MISTAKES = {
         "default",
     ),
     # Files of a run.
-    "no run": Mistake("export --workdir=nowhere", ("--workdir=nowhere", "config.yaml", "train")),
+    "no run": Mistake("export --workdir=nowhere", ("nowhere/config.yaml", "workdir of a run")),
     "nothing to measure": Mistake("eval", ("--workdir and --config", "base student")),
     "two sources of settings": Mistake(
         "eval --config=good.py --workdir=run",
@@ -163,9 +163,8 @@ MISTAKES = {
     "no suite file": Mistake(
         "eval --config=good.py --suite=no.jsonl", ("--suite=no.jsonl", "check the path")
     ),
-    "saved settings cut short": saved("seed: [1", "config.yaml", "YAML", "--workdir"),
-    "saved settings of another kind": saved("[1, 2]", "run/config.yaml", "[1, 2]"),
-    "no saved settings": saved("", "run/config.yaml", "None is not a section"),
+    "saved settings cut short": saved("seed: [1", "config.yaml", "damaged", "restore"),
+    "saved settings of another kind": saved("[1, 2]", "config.yaml", "no mapping"),
     "saved settings out of range": saved("seed: -1", "config.seed: -1", "at least 0"),
 }
 
