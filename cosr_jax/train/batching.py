@@ -1,0 +1,175 @@
+"""From judged groups or worked examples to arrays of few different shapes.
+
+Every batch of a run has the same number of rows, and lengths come from a short ladder, so one
+compiled program serves all steps whose longest sequences fall on the same rungs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from cosr_jax.train.advantages import group_advantages
+from cosr_jax.types import Outcome, RolloutGroup
+
+Array = jax.Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainBatch:
+    """Rows of one optimizer step.  Real rows come first; a row without completion is padding."""
+
+    prompt_tokens: Array  # int32 [rows, prompt], padded on the left
+    prompt_mask: Array  # bool [rows, prompt]
+    completion_tokens: Array  # int32 [rows, completion], padded on the right, stop token included
+    completion_mask: Array  # bool [rows, completion]
+    advantages: Array  # float32 [rows]; zero for SFT
+    sampler_logprobs: Array  # float32 [rows, completion]; zero for SFT
+    num_microbatches: Array  # int32 scalar: microbatches that hold a real row
+    old_logprobs: Array | None = None  # float32 [rows, completion]; None: the policy is the old one
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, padding included."""
+        return self.prompt_tokens.shape[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupCounts:
+    """What became of the groups that a GRPO batch was built from."""
+
+    groups: int
+    zero_variance_groups: int  # dropped: their judged rewards are all equal, or fewer than two
+    unjudged_samples: int  # ERROR verdicts in kept groups: left out
+    rows: int  # samples in the batch
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+    """The fixed number of rows of a run's batches, and the limits that its lengths obey.
+
+    ``max_prompt`` and ``max_completion`` are in tokens; a length on a rung above its limit is cut
+    down to the limit.
+    """
+
+    rows: int
+    microbatch_rows: int
+    max_prompt: int
+    max_completion: int
+
+
+def microbatch_rows(rows: int, microbatch_size: int, shards: int = 1) -> int:
+    """Rows of a microbatch: at most ``microbatch_size``, rounded up to the mesh's batch shards."""
+    return -(-min(rows, microbatch_size) // shards) * shards
+
+
+def batch_shape(
+    samples: int, microbatch_size: int, max_prompt: int, max_completion: int, shards: int = 1
+) -> BatchShape:
+    """The shape that holds ``samples`` rows in whole microbatches, each whole on every shard."""
+    size = microbatch_rows(samples, microbatch_size, shards)
+    return BatchShape(-(-samples // size) * size, size, max_prompt, max_completion)
+
+
+def bucket_length(longest: int, limit: int) -> int:
+    """The rung that holds ``longest`` tokens: 16, 32, 48, 64, 96, 128, 192, ..., or ``limit``.
+
+    Two rungs an octave keep padding under a third and programs few.
+
+    Raises:
+      ValueError: ``longest`` is over ``limit``.
+    """
+    if longest > limit:
+        raise ValueError(f"a sequence of {longest} tokens is over the limit of {limit}")
+    rung = 16
+    while rung < longest:
+        rung *= 2
+    three_quarters = rung * 3 // 4
+    return min(three_quarters if longest <= three_quarters and rung > 32 else rung, limit)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+    prompt: Sequence[int]
+    completion: Sequence[int]
+    logprobs: Sequence[float] | None = None
+    advantage: float = 0.0
+
+
+def grpo_batch(
+    groups: Sequence[RolloutGroup], shape: BatchShape, *, scale_advantages: bool
+) -> tuple[TrainBatch | None, GroupCounts]:
+    """A batch of the informative groups' judged samples.
+
+    Samples with an ERROR verdict are left out of their group's mean and deviation and of the
+    batch: no verdict is not a wrong answer.
+
+    Returns:
+      The batch, None if no group is informative, and the counts.
+
+    Raises:
+      ValueError: a group without verdicts, more samples than rows, or a sequence over the limits.
+    """
+    rows: list[_Row] = []
+    dropped = unjudged = 0
+    for group in groups:
+        if len(group.verdicts) != len(group.completions):
+            raise ValueError(f"group of task {group.task.task_id} has not been judged")
+        judged = np.array([v.outcome is not Outcome.ERROR for v in group.verdicts], bool)
+        rewards = np.array([v.reward for v in group.verdicts], np.float32)
+        advantages, informative = group_advantages(rewards, judged, scale=scale_advantages)
+        if not informative:
+            dropped += 1
+            continue
+        unjudged += int((~judged).sum())
+        rows += [
+            _Row(group.prompt_ids, completion.token_ids, completion.logprobs, float(advantage))
+            for completion, keep, advantage in zip(
+                group.completions, judged, advantages, strict=True
+            )
+            if keep
+        ]
+    counts = GroupCounts(len(groups), dropped, unjudged, len(rows))
+    return (_pack(rows, shape) if rows else None), counts
+
+
+def sft_batch(
+    examples: Sequence[tuple[Sequence[int], Sequence[int]]], shape: BatchShape
+) -> TrainBatch:
+    """A batch of (prompt ids, completion ids) pairs; the loss is on the completions.
+
+    Raises:
+      ValueError: no example, more examples than rows, or a sequence over the limits.
+    """
+    return _pack([_Row(prompt, completion) for prompt, completion in examples], shape)
+
+
+def _pack(rows: Sequence[_Row], shape: BatchShape) -> TrainBatch:
+    if not 0 < len(rows) <= shape.rows:
+        raise ValueError(f"{len(rows)} sequences for a batch of {shape.rows} rows")
+    if not all(row.prompt and row.completion for row in rows):
+        raise ValueError("every row needs a prompt and a completion of at least one token")
+    prompt = bucket_length(max(len(row.prompt) for row in rows), shape.max_prompt)
+    completion = bucket_length(max(len(row.completion) for row in rows), shape.max_completion)
+    batch = TrainBatch(
+        prompt_tokens=np.zeros((shape.rows, prompt), np.int32),
+        prompt_mask=np.zeros((shape.rows, prompt), bool),
+        completion_tokens=np.zeros((shape.rows, completion), np.int32),
+        completion_mask=np.zeros((shape.rows, completion), bool),
+        advantages=np.zeros(shape.rows, np.float32),
+        sampler_logprobs=np.zeros((shape.rows, completion), np.float32),
+        num_microbatches=np.int32(-(-len(rows) // shape.microbatch_rows)),
+    )
+    for i, row in enumerate(rows):
+        batch.prompt_tokens[i, prompt - len(row.prompt) :] = row.prompt
+        batch.prompt_mask[i, prompt - len(row.prompt) :] = True
+        batch.completion_tokens[i, : len(row.completion)] = row.completion
+        batch.completion_mask[i, : len(row.completion)] = True
+        batch.advantages[i] = row.advantage
+        if row.logprobs is not None:
+            batch.sampler_logprobs[i, : len(row.completion)] = row.logprobs
+    return batch
