@@ -10,7 +10,7 @@ from cosr_jax.config import CuratorConfig
 from cosr_jax.curator import bandit, strategies
 from cosr_jax.curator.curriculum import nearest_the_zone
 from cosr_jax.curator.mastery import CellMastery
-from cosr_jax.types import Diagnosis, Plan, UserError
+from cosr_jax.types import CellEvidence, Diagnosis, Plan, UserError
 
 #: Change of validation accuracy over one round that counts as reward 1 (its negative as 0).
 _FULL_GAIN = 0.2
@@ -197,13 +197,17 @@ class ProceduralCurator:
         for evidence in diagnosis.evidence:
             if evidence.cell not in self._masteries:
                 raise ValueError(f"evidence of {evidence.cell!r}, which is not in the grid")
-        fresh: dict[str, Any] = {}
+        fresh: dict[str, CellEvidence] = {}
         for evidence in diagnosis.evidence:  # a cell may come twice: from training and diagnosis
-            known = fresh.get(evidence.cell)
-            fresh[evidence.cell] = evidence if known is None else known + evidence
+            cell = evidence.cell
+            fresh[cell] = fresh[cell] + evidence if cell in fresh else evidence
+        # SFT moves the student without measuring it: what was counted before is no longer true.
+        moved = self._last_plan is not None and self._last_plan.algorithm == "sft"
         for cell, mastery in self._masteries.items():
-            faded = mastery.faded(self._config.discount)
-            self._masteries[cell] = faded.observe(fresh[cell]) if cell in fresh else faded
+            known = mastery.faded(self._config.discount)
+            if cell in fresh:
+                known = (CellMastery() if moved else known).observe(fresh[cell])
+            self._masteries[cell] = known
         for cell, peak in self._peaks.items():
             if cell in fresh:
                 self._peaks[cell] = max(peak, self._masteries[cell].pass_rate.interval()[0])

@@ -16,7 +16,7 @@ SFT on verified samples instead.
 from __future__ import annotations
 
 import dataclasses
-import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -27,7 +27,9 @@ from cosr_jax.curator.mastery import CellMastery
 #: Arms in the order in which the bandit tries them: those with the narrowest condition first.
 STRATEGIES = ("format_drill", "review", "raise", "lower", "reinforce")
 
-_SATURATED = 0.5  # a cell passed this often with fewer informative groups is running dry
+_DRY = 0.5  # informative share under which a cell's level should move
+_EVEN = 0.5  # pass rate over which a dry cell is too easy rather than too hard
+_FORM_COST = 0.1  # right values lost to the form that make a drill worth a round beside GRPO
 _VALUE_KNOWN = 0.5  # value-correct rate over which a cell can carry a format drill
 _NEIGHBOUR = 0.5  # relevance of a focus cell's neighbour; that of a focus cell is 1
 _FALL = 0.05  # drop of a pass rate, beyond both intervals, that calls for review
@@ -73,13 +75,17 @@ class View:
     @property
     def focus_pass(self) -> float:
         """Mean strict pass rate of the focus cells."""
-        return math.fsum(map(self.passes, self.focus)) / len(self.focus)
+        return statistics.fmean(self.passes(cell) for cell in self.focus)
+
+    @property
+    def focus_value(self) -> float:
+        """Mean value-correct rate of the focus cells."""
+        return statistics.fmean(self.masteries[cell].value_rate.mean for cell in self.focus)
 
     @property
     def focus_format(self) -> float:
         """Mean share of answers in the accepted form over the focus cells."""
-        rates = [self.masteries[cell].format_rate.mean for cell in self.focus]
-        return math.fsum(rates) / len(rates)
+        return statistics.fmean(self.masteries[cell].format_rate.mean for cell in self.focus)
 
     @property
     def needs_format(self) -> bool:
@@ -117,7 +123,10 @@ def propose(view: View) -> tuple[Proposal, ...]:
     # With half the form missing, rewards mostly measure the form, which SFT teaches far faster.
     if drill and view.drill_pays and view.focus_format < view.config.format_target / 2:
         return (drill,)
-    arms = (drill, _review(view), _raise(view), _lower(view), _reinforce(view))
+    reinforce = _reinforce(view)
+    if reinforce and view.focus_value - view.focus_pass < _FORM_COST:
+        drill = None  # GRPO has its signal, and mends what little the form still costs
+    arms = (drill, _review(view), _raise(view), _lower(view), reinforce)
     return tuple(arm for arm in arms if arm is not None) or (_no_signal_gate(view),)
 
 
@@ -189,14 +198,18 @@ def _raise(view: View) -> Proposal | None:
 def _lower(view: View) -> Proposal | None:
     if view.needs_format and view.drill_pays:
         return None  # low pass rates say little about difficulty while the form is missing
-    low = [cell for cell in _known(view) if view.passes(cell) < view.config.zone_low]
+    low = [
+        cell
+        for cell in _known(view)
+        if view.passes(cell) < view.config.zone_low and view.share(cell) < _DRY
+    ]
     if not low:
         return None
     below = _unique(neighbour(view.cells, cell, -1) for cell in low)
     easier = [cell for cell in below if view.is_measured(cell) and not view.is_mastered(cell)]
     out_of_reach = (
-        f"pass rate is under {view.config.zone_low:.2f} ({_numbers(view, low)}; one level easier: "
-        f"{_numbers(view, below) if below else 'none'})"
+        f"pass rate is under {view.config.zone_low:.2f} and groups are seldom mixed "
+        f"({_numbers(view, low)}; one level easier: {_numbers(view, below) if below else 'none'})"
     )
     scores = {cell: view.share(cell) for cell in easier}
     for cell in low:
@@ -252,11 +265,7 @@ def _harder(view: View) -> list[str]:
         cell
         for cell in view.focus
         if view.is_mastered(cell)
-        or (
-            view.is_measured(cell)
-            and view.passes(cell) >= _SATURATED
-            and view.share(cell) < _SATURATED
-        )
+        or (view.is_measured(cell) and view.passes(cell) >= _EVEN and view.share(cell) < _DRY)
     ]
     return _unique(harder_unmastered(view, cell) for cell in ready)
 
