@@ -13,6 +13,7 @@ comparison needs them, and everything happens in the calling thread.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -294,10 +295,9 @@ class _Worker:
 
     def kill(self) -> float:
         """Kills the process group; returns the CPU seconds spent since the last report."""
-        try:
+        # On some systems a group whose leader only waits to be reaped is gone already.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass  # the leader has gone already; it still waits to be reaped
         _, status, usage = os.wait4(self._process.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
         for file in (self._input, self.output, self._stderr):

@@ -159,14 +159,14 @@ _LEADING_NUMBER = re.compile(rf"(?:{_NAME})?[$\u20ac\u00a3]?{_SIGNED}(?: ?\\?%)?
 _MATHS = re.compile(r"\$\$?([^$\n]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
 _WORD = re.compile(r"\S{1,64}")
 _MARKS = " \t\n*_`\"'"
-_SENTENCE_END = re.compile(r"[.!?;](?=\s|[*_`]*\Z)")
+_SENTENCE_END = re.compile(r"[.!?;](?=\s|[*_`]*\Z)|\n")
 _ALTERNATIVES = re.compile(
     r"(?<![A-Za-z])(?:or|either|maybe|perhaps|possibly)(?![A-Za-z])|\\lor(?![A-Za-z])|\\vee"
     r"(?![A-Za-z])",
     re.IGNORECASE,
 )
 _HASHES = re.compile(r"^[ \t]*####([^#\n]*)$", re.MULTILINE)
-_PHRASE = re.compile(r"\banswer(?: is\b:?|:\**| =)([^\n]*)", re.IGNORECASE)
+_PHRASE = re.compile(r"\banswer(?: is\b:?|:\**| =)", re.IGNORECASE)
 # A number that stands alone, neither the tail of a name nor of another number; a minus after an
 # operand is subtraction, not a sign.
 _NUMBER = re.compile(rf"(?:(?<![\w.)\]}}])[-\u2212+])?(?<![\w.\\]){_UNSIGNED}(?![0-9])(?: ?\\?%)?")
@@ -174,16 +174,27 @@ _BETWEEN_ALTERNATIVES = re.compile(r"\W*(?:or|and/or)\W*", re.IGNORECASE)
 
 
 def _hashes(text: str) -> Span | None:
-    spans = [_value(text, m.start(1), m.end(1)) for m in _HASHES.finditer(text)]
-    found = [span for span in spans if span]  # "#### Step 1" is a Markdown heading
-    return found[-1] if found else None
+    found = None
+    for match in _HASHES.finditer(text):
+        if _ALTERNATIVES.search(match[1]):
+            found = (len(text), len(text))
+        else:  # "#### Step 1" is a Markdown heading and no value
+            found = _value(text, *match.span(1)) or found
+    return found
 
 
 def _phrase(text: str) -> Span | None:
-    found = None
-    for match in _PHRASE.finditer(text):
-        stop = _SENTENCE_END.search(text, match.start(1), match.end(1))
-        found = _value(text, match.start(1), stop.start() if stop else match.end(1)) or found
+    found, position = None, 0
+    while match := _PHRASE.search(text, position):
+        start = match.end()
+        stop = _SENTENCE_END.search(text, start)
+        position = stop.start() if stop else len(text)
+        if _ALTERNATIVES.search(text, start, position):
+            found = (len(text), len(text))
+            continue
+        for again in _PHRASE.finditer(text, start, position):
+            start = again.end()
+        found = _value(text, start, position) or found
     return found
 
 
@@ -212,8 +223,6 @@ def _number(text: str) -> Span | None:
 def _value(text: str, start: int, end: int) -> Span | None:
     """The value with which ``text[start:end]`` opens, if it does."""
     start, end = _trim(text, start, end)
-    if _ALTERNATIVES.search(text, start, end):
-        return (start, end)  # refused as a whole by the caller
     maths = _MATHS.match(text, start, end)
     if maths:
         return maths.span(maths.lastindex or 0)

@@ -69,6 +69,8 @@ def answers_agree(given: str, gold: str, symbolic: Symbolic | None = None) -> bo
     if gold_list is not None:
         given_list = given_list or Collection("", (given,))
         return _collections_agree(given_list, gold_list, symbolic)
+    if given_list is not None and quantity(given) is None:  # "12 345" may be one number
+        return False
     return _scalars_agree(given, gold, symbolic)
 
 
@@ -81,7 +83,7 @@ def restates(prompt: str, given: str, gold: str) -> bool:
     if max(len(given), len(gold)) > MAX_CHARS:
         return False
     copied = _compact(given)
-    if not re.search(r"[-+*/^!\\]", copied[1:]) or copied == _compact(gold):
+    if not re.search(r"\\|(?!\A)[-+*/^!]", copied) or copied == _compact(gold):
         return False
     return bool(re.search(rf"(?<![0-9.]){re.escape(copied)}(?![0-9])", _compact(prompt)))
 
@@ -118,7 +120,7 @@ def normalise(text: str) -> str:
         text = text.replace(old, new)
     text = _SIZES.sub("", text)
     text = _TEXT.sub(r" \1 ", text)
-    text = " ".join(text.split())
+    text = " ".join(text.split()).replace(" ^", "^")
     return text[:-1].rstrip() if text.endswith(".") else text
 
 
@@ -283,6 +285,7 @@ def _by_name(items: Sequence[str]) -> Sequence[str]:
 
 _EQUALS = re.compile(r"(?<![<>!=])=(?!=)")
 _NAME = re.compile(r"[A-Za-z](?:_?\{?[A-Za-z0-9]\}?)?(?:\([a-z]\))?|\\(?:theta|alpha|beta|lambda)")
+_LETTER = re.compile(r"[A-Za-z]")
 _WORDS = re.compile(r"[A-Za-z]{2,}(?:[ '-][A-Za-z]+)*")
 _CALCULATION = re.compile(r"[+*!]|\\(?:times|cdot|div)|(?<=[0-9A-Za-z)}\]])\s?-|/.*/")
 
@@ -321,6 +324,8 @@ def _values_agree(given: str, gold: str, symbolic: Symbolic | None) -> bool | No
         return False
     if given == gold:
         return True
+    if _LETTER.fullmatch(gold) and _LETTER.fullmatch(given):
+        return False
     if _WORDS.fullmatch(gold) or _WORDS.fullmatch(given):
         return given.casefold() == gold.casefold()
     wanted = quantity(gold)
@@ -342,11 +347,12 @@ def _expressions_agree(given: str, gold: str, symbolic: Symbolic | None) -> bool
     return symbolic(given, gold) if symbolic else None
 
 
-_COMMANDS = frozenset(
-    """frac sqrt pi cdot times div pm mp infty binom overline cup cap in ln log exp sin cos tan cot
-    sec csc arcsin arccos arctan sinh cosh tanh alpha beta gamma delta epsilon theta lambda mu nu
-    rho sigma tau phi omega le leq ge geq ne neq lt gt begin end pmatrix bmatrix matrix""".split()
-)
+_COMMANDS = """
+    frac sqrt pi cdot times div pm mp infty binom overline cup cap in ln log exp sin cos tan cot
+    sec csc arcsin arccos arctan sinh cosh tanh alpha beta gamma delta epsilon theta lambda mu
+    nu rho sigma tau phi omega le leq ge geq ne neq lt gt begin end pmatrix bmatrix matrix
+"""
+_ADMITTED = frozenset(_COMMANDS.split())
 _FORBIDDEN = re.compile(
     r"[^A-Za-z0-9\s+\-*/^=<>().,{}\[\]|!_\\&]|__|[.]\s*[A-Za-z_]|[A-Za-z_)\]}]\s*[.]"
 )
@@ -369,8 +375,13 @@ def symbolic_refusal(text: str) -> str:
     if bad := _FORBIDDEN.search(text):
         return f"contains {bad[0]!r}"
     for command in re.findall(r"\\([A-Za-z]+)", text):
-        if command not in _COMMANDS:
+        if command not in _ADMITTED:
             return f"contains \\{command}"
+    for word in re.findall(r"[A-Za-z]{4,}", re.sub(r"\\[A-Za-z]+", " ", text)):
+        if word not in _ADMITTED:
+            return f"contains {word!r}"
+    if re.search(r"[0-9][eE][-+]?[0-9]", text):
+        return "an exponent of ten out of range"  # those in range are quantities
     if any(len(run) > _MAX_INTEGER_DIGITS for run in re.findall(r"[0-9]+", text)):
         return f"a number of more than {_MAX_INTEGER_DIGITS} digits"
     depth = deepest = 0

@@ -108,9 +108,18 @@ def _exact(value: Any) -> Any:
 
 
 def _python_notation(text: str) -> str:
-    text = text.replace("^", "**")
-    text = re.sub(r"(?<=[0-9)])\s*(?=[A-Za-z(])", "*", text)  # 2x, 3(x+1)
-    return re.sub(r"(?<=[0-9A-Za-z)])\s+(?=[0-9A-Za-z(])", "*", text).strip()
+    """Writes products out: ``2xy(x+1)`` is ``2*x*y*(x+1)``; names of functions stay whole."""
+    tokens = re.findall(r"[A-Za-z]+|[0-9.]+|\*\*|\S", text.replace("^", "**"))
+    written: list[str] = []
+    for token in tokens:
+        is_name = token in _FUNCTIONS or token in _CONSTANTS
+        for part in (token,) if is_name or not token.isalpha() else token:
+            before = written[-1] if written else "*"
+            ends_operand = before[-1].isalnum() or before[-1] in ".)"
+            if ends_operand and before not in _FUNCTIONS and (part[0].isalnum() or part[0] in ".("):
+                written.append("*")
+            written.append(part)
+    return "".join(written)
 
 
 def _from_ast(text: str) -> sympy.Expr:

@@ -63,14 +63,16 @@ _CANONICAL = {
 }
 
 # Words behind a number that change its value, or say that it is not the answer.
-_NOT_UNITS = frozenset(
-    """and plus minus times over mod not less more than point negative half halves third thirds
-    quarter quarters fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth
-    tenths hundredth hundredths thousandth thousandths ten hundred hundreds thousand thousands
-    million millions billion billions trillion trillions dozen dozens score squared cubed factorial
-    sqrt sin cos tan log exp inf infinity one two three four five six seven eight nine zero mil
-    double triple twice about approximately roughly remainder base pi theta alpha beta""".split()
-)
+_SCALES = """
+    and plus minus times over mod not less more than point negative half halves third thirds
+    quarter quarters fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths
+    tenth tenths hundredth hundredths thousandth thousandths ten hundred hundreds thousand
+    thousands million millions billion billions trillion trillions dozen dozens score squared
+    cubed factorial sqrt sin cos tan log exp inf infinity one two three four five six seven
+    eight nine zero mil double triple twice about approximately roughly remainder base pi theta
+    alpha beta
+"""
+_NOT_UNITS = frozenset(_SCALES.split())
 _POWERS = {"square": 2, "sq": 2, "cubic": 3}
 _ATOM = re.compile(r"(?:(square|sq|cubic) )?([A-Za-z°$¢€£%]+)(?:\^\{?([1-9])\}?)?")
 

@@ -1,7 +1,7 @@
 """The killable process that compares answers with sympy: ``python -m cosr_jax.verifiers.worker``.
 
-Protocol, one JSON object per line.  The worker says ``{"ready": true, "cpu_s"}`` once sympy is imported, so
-that the import is on nobody's clock.  For each ``{"id", "given", "gold"}`` it then answers one of
+Protocol, one JSON object per line.  The worker says ``{"ready": true, "cpu_s"}`` once sympy is
+imported, so that the import is on nobody's clock.  Each ``{"id", "given", "gold"}`` gets one of
 
     {"id", "agree": bool, "cpu_s": float}      cpu_s: CPU seconds of this process so far
     {"id", "limit": "memory_limit"}            the comparison ran out of memory; the worker ends
