@@ -27,7 +27,7 @@ from cosr_jax.types import UserError
 if TYPE_CHECKING:
     from cosr_jax.config import RunConfig
 
-_STDOUT = 1  # the process's own, whatever sys.stdout is wrapped in
+_STDOUT = 1  # the process's own, whatever sys.stdout is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +171,7 @@ def _export_flags(values: flags.FlagValues) -> None:
         "a PEFT adapter, or a Hugging Face folder with the adapter merged into the weights",
         flag_values=values,
     )
-    flags.DEFINE_string("step", "best", "best, or the number of a step", flag_values=values)
+    flags.DEFINE_string("step", "best", "best, latest, or the number of a step", flag_values=values)
     flags.DEFINE_string(
         "out", None, "folder to write; default: WORKDIR/export/FORMAT", flag_values=values
     )
@@ -179,10 +179,11 @@ def _export_flags(values: flags.FlagValues) -> None:
 
 def _export(values: flags.FlagValues, overrides: list[str]) -> int:
     workdir = _required_workdir(values, "export")
-    if values.step != "best" and not values.step.isdecimal():
-        raise UserError(f"--step={values.step} is not a step", "write --step=best or a number")
+    named = values.step in ("best", "latest")
+    if not named and not values.step.isdecimal():
+        raise UserError(f"--step={values.step} is not a step", "write best, latest or a number")
     _saved_config(workdir)  # says what is missing before JAX starts
-    step = values.step if values.step == "best" else int(values.step)
+    step = values.step if named else int(values.step)
     out = None if values.out is None else Path(values.out)
     from cosr_jax.run import export
 
@@ -234,7 +235,7 @@ COMMANDS = {
     ),
     "export": Command(
         "write the adapter for PEFT, or merged weights",
-        "--workdir=DIR [--format=peft|merged] [--step=best|N] [--out=DIR]",
+        "--workdir=DIR [--format=peft|merged] [--step=best|latest|N] [--out=DIR]",
         _export_flags,
         _export,
         takes_config=False,
@@ -290,12 +291,16 @@ def _required_workdir(values: flags.FlagValues, name: str) -> Path:
 
 
 def _checked_workdir(text: str) -> Path:
+    """What must not wait until JAX is imported, or gets lost in a Path ("gs://a" is "gs:/a")."""
+    if "://" in text:
+        raise UserError(
+            f"--workdir={text} is remote, which is not supported yet",
+            "give a local or network-mounted folder and copy it afterwards",
+        )
     path = Path(text)
     nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
     if not nearest.is_dir():
         raise UserError(f"--workdir={text}: {nearest} is a file", "name a folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir={text}: {nearest} is not writable", "name another folder")
     return path
 
 

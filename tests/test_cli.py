@@ -134,7 +134,9 @@ def test_eval_of_the_base_student_needs_a_config_only(calls):
     assert where is None and config.curator.focus == ("addition/2",)
 
 
-@pytest.mark.parametrize(("flag", "step"), [([], "best"), (["--step=12"], 12)])
+@pytest.mark.parametrize(
+    ("flag", "step"), [([], "best"), (["--step=latest"], "latest"), (["--step=12"], 12)]
+)
 def test_export_hands_over_its_flags(calls, workdir, flag, step):
     assert main(["export", f"--workdir={workdir}", "--format=merged", "--out=x", *flag]) == 0
     assert calls == [
