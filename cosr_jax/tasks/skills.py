@@ -38,9 +38,7 @@ def addition(level: int, dice: Dice) -> Question:
     digits, terms = ((1, 2), (2, 2), (3, 2), (2, 3), (3, 3))[level - 1]
     numbers = [_digits(dice, digits) for _ in range(terms)]
     total = " + ".join(map(str, numbers))
-    steps = f"{total} ="
-    if terms == 3:
-        steps += f" {numbers[0] + numbers[1]} + {numbers[2]} ="
+    steps = f"{total} =" if terms == 2 else f"{numbers[0] + numbers[1]} + {numbers[2]} ="
     content = "+".join(map(str, sorted(numbers, reverse=True)))
     return Question(content, dice.choice(_EVALUATE).format(total), str(sum(numbers)), steps)
 
@@ -52,7 +50,7 @@ def subtraction(level: int, dice: Dice) -> Question:
     if level == 5:
         third = _digits(dice, digits)
         difference = f"{large} - {small} - {third}"
-        steps = f"{difference} = {large - small} - {third} ="
+        steps = f"{large - small} - {third} ="
         value = large - small - third
         content = "-".join(map(str, (large, *sorted((small, third), reverse=True))))
     else:
@@ -114,7 +112,7 @@ def equations(level: int, dice: Dice) -> Question:
         added = dice.between(1, 9) if level == 3 else dice.choice((1, -1)) * dice.between(10, 99)
         right = factor * x + added
         equation = f"{factor}x {_term(added)} = {right}"
-        steps = f"{factor}x = {right} {_term(-added)} = {factor * x}, x ="
+        steps = f"{factor}x = {factor * x}, x ="
     else:
         right_factor, more, x = dice.between(2, 9), dice.between(2, 9), dice.between(-12, 12)
         added = dice.choice((1, -1)) * dice.between(1, 50)
@@ -122,7 +120,7 @@ def equations(level: int, dice: Dice) -> Question:
         factor = right_factor + more
         side = f"{right_factor}x" + (f" {_term(constant)}" if constant else "")
         equation = f"{factor}x {_term(added)} = {side}"
-        steps = f"{more}x = {constant} {_term(-added)} = {more * x}, x ="
+        steps = f"{more}x = {more * x}, x ="
     template = dice.choice(
         ("Solve for x: {}.", "What is x if {}?", "Find x such that {}.", "Solve {} for x.")
     )
