@@ -20,7 +20,7 @@ from cosr_jax import sharding
 from cosr_jax.config import RolloutConfig
 from cosr_jax.protocols import ChatTokenizer
 from cosr_jax.rollout.sampling import draw_token
-from cosr_jax.student.model import KVCache, Student, merge
+from cosr_jax.student.model import Student, merge
 from cosr_jax.types import Completion, SamplingParams, UserError
 
 _PROMPT_BUCKET = 16
@@ -211,22 +211,15 @@ def _generate(
       [rows] and stopped bool [rows].
     """
     model = merge(graphdef, lora, base)
-    width = prompt_tokens.shape[1]
     prompt_lengths = prompt_mask.sum(-1)
     positions = jnp.maximum(jnp.cumsum(prompt_mask, -1) - 1, 0)
-    hidden, cache = model.prefill(prompt_tokens, positions, prompt_mask.astype(jnp.int32))
+    hidden, cache = model.prefill(
+        prompt_tokens, positions, prompt_mask, num_generations, max_new_tokens
+    )
 
-    def per_row(x: jax.Array, axis: int = 0) -> jax.Array:
-        return jnp.repeat(x, num_generations, axis=axis)
+    def per_row(x: jax.Array) -> jax.Array:
+        return jnp.repeat(x, num_generations, axis=0)
 
-    def widen(x: jax.Array) -> jax.Array:
-        rows = per_row(x, axis=1)
-        rows = jnp.pad(rows, ((0, 0), (0, 0), (0, max_new_tokens), (0, 0), (0, 0)))
-        return sharding.constrain(rows, "layers", "batch", "time", "kv_heads", None)
-
-    cache = KVCache(widen(cache.k), widen(cache.v))
-    columns = jnp.arange(width + max_new_tokens)
-    prompt_columns = jnp.pad(per_row(prompt_mask), ((0, 0), (0, max_new_tokens)))
     lengths_before = per_row(prompt_lengths)
     rows = prompt_tokens.shape[0] * num_generations
     numbers = per_row(row_ids) + jnp.tile(jnp.arange(num_generations), prompt_tokens.shape[0])
@@ -255,9 +248,8 @@ def _generate(
 
     def advance(state):
         step, running, stopped, lengths, token, tokens, logprobs, cache = state
-        column = width + step - 1
-        key_mask = prompt_columns | ((columns >= width) & (columns <= column))[None, :]
-        hidden, cache = model.decode(token, lengths_before + step - 1, cache, column, key_mask)
+        position = lengths_before + step - 1
+        hidden, cache = model.decode(token, position, cache, step - 1)
         token, logprob = draw(model.logits(hidden), step)
         tokens = tokens.at[:, step].set(jnp.where(running, token, 0))
         logprobs = logprobs.at[:, step].set(jnp.where(running, logprob, 0.0))

@@ -199,7 +199,6 @@ class _LayerContext:
 
     cos: jax.Array  # float32 [batch, time, 1, head_dim / 2]
     sin: jax.Array
-    mask: jax.Array  # bool [batch, 1, time, keys]; True where attention is allowed
     adapters: bool
 
 
@@ -219,8 +218,8 @@ class Attention(nnx.Module):
         self.v_proj = make_linear("attn.v_proj", d, kv, ("embed", "kv_heads"))
         self.o_proj = make_linear("attn.o_proj", q, d, ("heads", "embed"))
 
-    def __call__(self, x, context: _LayerContext, keys: list[Any], extend):
-        """``extend(k, v) -> (keys, values, kept)`` decides what is attended to and what is kept."""
+    def __call__(self, x, context: _LayerContext, keys: list[Any], attend):
+        """``attend(q, k, v) -> [batch, time, heads, head_dim]``; also returns k and v."""
         batch, time, _ = x.shape
 
         def heads(linear: Linear, number: int, key: Any) -> jax.Array:
@@ -229,11 +228,8 @@ class Attention(nnx.Module):
         q = rotate(heads(self.q_proj, self.num_heads, keys[0]), context.cos, context.sin)
         k = rotate(heads(self.k_proj, self.num_kv_heads, keys[1]), context.cos, context.sin)
         v = heads(self.v_proj, self.num_kv_heads, keys[2])
-        all_k, all_v, kept = extend(k, v)
-        out = jax.nn.dot_product_attention(
-            q, all_k.astype(q.dtype), all_v.astype(q.dtype), mask=context.mask
-        )
-        return self.o_proj(out.reshape(batch, time, -1), context.adapters, keys[3]), kept
+        out = attend(q, k, v).reshape(batch, time, -1)
+        return self.o_proj(out, context.adapters, keys[3]), (k, v)
 
 
 class Mlp(nnx.Module):
@@ -261,23 +257,73 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(layers, size, eps, param_dtype)
         self.mlp = Mlp(config, make_linear)
 
-    def __call__(self, x, context: _LayerContext, dropout_key, extend):
+    def __call__(self, x, context: _LayerContext, dropout_key, attend):
         keys: list[Any] = [None] * len(LINEARS)
         if dropout_key is not None:
             keys = list(jax.random.split(dropout_key, len(LINEARS)))
         x = sharding.constrain(x, "batch", "time", "hidden")
-        attended, kept = self.attn(self.attn_norm(x), context, keys[:4], extend)
+        attended, kv = self.attn(self.attn_norm(x), context, keys[:4], attend)
         x = x + attended
-        return x + self.mlp(self.mlp_norm(x), context, keys[4:]), kept
+        return x + self.mlp(self.mlp_norm(x), context, keys[4:]), kv
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys and values of past tokens; column ``i`` of every row was written by the same step."""
+    """Keys and values of past tokens, in the compute dtype.
 
-    k: jax.Array  # compute dtype [layers, batch, columns, kv_heads, head_dim]
+    A prompt is kept once for all samples of its group: decoding reads it as one matrix for the
+    whole group, and memory grows with what was generated, not with prompts times samples.
+    """
+
+    prompt_k: jax.Array  # [layers, prompts, kv_heads, prompt columns, head_dim]
+    prompt_v: jax.Array  # same
+    prompt_mask: jax.Array  # bool [prompts, prompt columns]; False on padding
+    k: (
+        jax.Array
+    )  # [layers, rows, kv_heads, columns, head_dim]; column i is the i-th generated token
     v: jax.Array  # same
+
+
+def attend_cached(
+    q: jax.Array, layer: KVCache, k: jax.Array, v: jax.Array, column: jax.Array
+) -> jax.Array:
+    """Attention of one new token a row to its prompt and to the tokens generated so far.
+
+    Written as two products, prompt and generated, under one softmax: a generic attention call
+    would need the prompt's keys repeated for every sample.
+
+    Args:
+      q: [rows, heads, head_dim].
+      layer: one layer's cache, without the leading axis; the new token is not in it yet.
+      k: [rows, kv_heads, head_dim], the new token's key.
+      v: same, its value.
+      column: int32 scalar; the new token's column.
+
+    Returns:
+      [rows, heads, head_dim].
+    """
+    rows, num_heads, head_dim = q.shape
+    prompts, kv_heads, _, _ = layer.prompt_k.shape
+    start = (0, 0, column, 0)
+    keys = jax.lax.dynamic_update_slice(layer.k, k[:, :, None], start)
+    values = jax.lax.dynamic_update_slice(layer.v, v[:, :, None], start)
+    q = q.reshape(prompts, rows // prompts, kv_heads, num_heads // kv_heads, head_dim)
+    to_prompt = jnp.einsum(
+        "pskqh,pkch->pskqc", q, layer.prompt_k, preferred_element_type=jnp.float32
+    )
+    to_prompt = jnp.where(layer.prompt_mask[:, None, None, None, :], to_prompt, -jnp.inf)
+    by_row = (prompts, rows // prompts, *keys.shape[1:])
+    to_own = jnp.einsum(
+        "pskqh,pskch->pskqc", q, keys.reshape(by_row), preferred_element_type=jnp.float32
+    )
+    to_own = jnp.where(jnp.arange(keys.shape[2]) <= column, to_own, -jnp.inf)
+    scores = jnp.concatenate([to_prompt, to_own], -1) * head_dim**-0.5
+    weights = jax.nn.softmax(scores, -1).astype(q.dtype)
+    on_prompt, on_own = jnp.split(weights, [to_prompt.shape[-1]], -1)
+    out = jnp.einsum("pskqc,pkch->pskqh", on_prompt, layer.prompt_v)
+    out = out + jnp.einsum("pskqc,pskch->pskqh", on_own, values.reshape(by_row))
+    return out.reshape(rows, num_heads, head_dim)
 
 
 class Decoder(nnx.Module):
@@ -303,14 +349,14 @@ class Decoder(nnx.Module):
         self.compute_dtype = compute_dtype
         self.remat = remat
         self.embed = nnx.Param(
-            jnp.zeros((config.vocab_size, config.hidden_size), param_dtype), axes=("vocab", "embed")
+            jnp.zeros((config.vocab_size, config.hidden_size), param_dtype), axes=("vocab", "hidden")
         )
         self.layers = Block(config, make_linear, param_dtype)
         self.norm = RMSNorm(None, config.hidden_size, config.rms_norm_eps, param_dtype)
         if not config.tie_word_embeddings:
             self.lm_head = nnx.Param(
                 jnp.zeros((config.hidden_size, config.vocab_size), param_dtype),
-                axes=("embed", "vocab"),
+                axes=("hidden", "vocab"),
             )
 
     def head_kernel(self) -> jax.Array:
@@ -319,8 +365,7 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., vocab] of final hidden states [..., hidden]."""
-        kernel = self.head_kernel().astype(hidden.dtype)
-        return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+        return project(hidden, self.head_kernel())
 
     def __call__(
         self,
@@ -347,11 +392,39 @@ class Decoder(nnx.Module):
         return hidden
 
     def prefill(
-        self, tokens: jax.Array, positions: jax.Array, segment_ids: jax.Array, adapters: bool = True
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        mask: jax.Array,
+        num_generations: int,
+        columns: int,
+        adapters: bool = True,
     ) -> tuple[jax.Array, KVCache]:
-        """Like a call, and also returns the cache of all ``time`` columns."""
-        hidden, (k, v) = self._forward(tokens, positions, segment_ids, adapters, None, True)
-        return hidden, KVCache(k, v)
+        """Like a call on left-padded prompts, and also makes the cache to decode with.
+
+        Args:
+          tokens: int32 [prompts, time].
+          positions: int32 [prompts, time].
+          mask: bool [prompts, time]; False on padding.
+          num_generations: rows that will be decoded for each prompt.
+          columns: room for generated tokens.
+          adapters: as in ``__call__``.
+
+        Returns:
+          Hidden states [prompts, time, hidden] and a cache for prompts * num_generations rows.
+        """
+        hidden, (k, v) = self._forward(
+            tokens, positions, mask.astype(jnp.int32), adapters, None, True
+        )
+        k, v = (jnp.swapaxes(x, 2, 3) for x in (k, v))
+        layers, prompts, kv_heads, _, head_dim = k.shape
+        shape = (layers, prompts * num_generations, kv_heads, columns, head_dim)
+
+        def empty() -> jax.Array:
+            cache = jnp.zeros(shape, k.dtype)
+            return sharding.constrain(cache, "layers", "batch", "kv_heads", None, None)
+
+        return hidden, KVCache(k, v, mask, empty(), empty())
 
     def decode(
         self,
@@ -359,66 +432,69 @@ class Decoder(nnx.Module):
         positions: jax.Array,
         cache: KVCache,
         column: jax.Array,
-        key_mask: jax.Array,
         adapters: bool = True,
     ) -> tuple[jax.Array, KVCache]:
         """One token for every row.
 
         Args:
-          tokens: int32 [batch].
-          positions: int32 [batch].
-          cache: its ``column`` is overwritten with this token's keys and values.
+          tokens: int32 [rows].
+          positions: int32 [rows].
+          cache: its generated part gets these tokens' keys and values at ``column``.
           column: int32 scalar, the same for all rows.
-          key_mask: bool [batch, columns]; which columns may be attended to, ``column`` included.
           adapters: as in ``__call__``.
 
         Returns:
-          Hidden states [batch, hidden] and the cache.
+          Hidden states [rows, hidden] and the cache.
         """
         x = self._embed(tokens[:, None])
-        context = self._context(positions[:, None], key_mask[:, None, None, :], adapters)
+        context = self._context(positions[:, None], adapters)
         graphdef, state = nnx.split(self.layers)
 
-        def layer(carry, inputs):
-            x, cache = carry
-            index, weights = inputs
+        def layer(x, inputs):
+            weights, (prompt_k, prompt_v, own_k, own_v) = inputs
+            past = KVCache(prompt_k, prompt_v, cache.prompt_mask, own_k, own_v)
 
-            def extend(k, v):
-                start = (index, 0, column, 0, 0)
-                new = KVCache(
-                    jax.lax.dynamic_update_slice(cache.k, k[None].astype(cache.k.dtype), start),
-                    jax.lax.dynamic_update_slice(cache.v, v[None].astype(cache.v.dtype), start),
-                )
-                at = lambda c: jax.lax.dynamic_index_in_dim(c, index, keepdims=False)  # noqa: E731
-                return at(new.k), at(new.v), new
+            def attend(q, k, v):
+                return attend_cached(q[:, 0], past, k[:, 0], v[:, 0], column)[:, None]
 
-            x, cache = nnx.merge(graphdef, weights)(x, context, None, extend)
-            return (x, cache), None
+            return nnx.merge(graphdef, weights)(x, context, None, attend)
 
-        # The cache rides in the carry, not in scan's outputs: so it is updated in place.
-        indices = jnp.arange(self.config.num_hidden_layers)
-        (x, cache), _ = jax.lax.scan(layer, (x, cache), (indices, state))
+        stacked = (cache.prompt_k, cache.prompt_v, cache.k, cache.v)
+        x, (k, v) = jax.lax.scan(layer, x, (state, stacked))
+        # Written once for all layers: an update inside the scan would copy the cache every layer.
+        start = (0, 0, 0, column, 0)
+        cache = dataclasses.replace(
+            cache,
+            k=jax.lax.dynamic_update_slice(cache.k, jnp.swapaxes(k, 2, 3), start),
+            v=jax.lax.dynamic_update_slice(cache.v, jnp.swapaxes(v, 2, 3), start),
+        )
         return self.norm(x)[:, 0], cache
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
-        return jnp.take(self.embed[...], tokens, axis=0).astype(self.compute_dtype)
+        # Each chip looks up what its share of the vocabulary holds, for all rows of its replica.
+        tokens = sharding.constrain(tokens, "replica", "time")
+        x = jnp.take(self.embed[...], tokens, axis=0).astype(self.compute_dtype)
+        return sharding.constrain(x, "batch", "time", "hidden")
 
-    def _context(self, positions, mask, adapters) -> _LayerContext:
+    def _context(self, positions, adapters) -> _LayerContext:
         angles = positions[..., None, None].astype(jnp.float32) * jnp.asarray(
             self.config.inverse_frequencies()
         ).reshape(1, 1, 1, -1)
-        return _LayerContext(jnp.cos(angles), jnp.sin(angles), mask, adapters)
+        return _LayerContext(jnp.cos(angles), jnp.sin(angles), adapters)
 
     def _forward(self, tokens, positions, segment_ids, adapters, dropout_key, keep_kv):
         x = self._embed(tokens)
         mask = causal_mask(segment_ids)
-        context = self._context(positions, mask, adapters)
+        context = self._context(positions, adapters)
         graphdef, state = nnx.split(self.layers)
+
+        def attend(q, k, v):
+            return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
         def layer(x, inputs):
             weights, key = inputs
-            extend = lambda k, v: (k, v, (k, v) if keep_kv else None)  # noqa: E731
-            return nnx.merge(graphdef, weights)(x, context, key, extend)
+            x, kv = nnx.merge(graphdef, weights)(x, context, key, attend)
+            return x, kv if keep_kv else None
 
         if self.remat == "layer":
             layer = jax.checkpoint(layer, prevent_cse=False)
@@ -427,6 +503,19 @@ class Decoder(nnx.Module):
             keys = jax.random.split(dropout_key, self.config.num_hidden_layers)
         x, kept = jax.lax.scan(layer, x, (state, keys))
         return self.norm(x), kept
+
+
+def project(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    """float32 logits [..., vocab] of hidden states [..., hidden] under kernel [hidden, vocab].
+
+    On a mesh every chip multiplies all tokens of its replica by its share of the vocabulary.
+    """
+    tokens = hidden.reshape(-1, hidden.shape[-1])
+    tokens = sharding.constrain(tokens, "replica", "hidden")
+    kernel = sharding.constrain(kernel.astype(hidden.dtype), "hidden", "vocab")
+    logits = jnp.matmul(tokens, kernel, preferred_element_type=jnp.float32)
+    logits = sharding.constrain(logits, "replica", "vocab")
+    return logits.reshape(*hidden.shape[:-1], -1)
 
 
 def causal_mask(segment_ids: jax.Array) -> jax.Array:

@@ -1,0 +1,78 @@
+"""Deterministic measurement of the student on fixed probes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cosr_jax.protocols import ChatTokenizer, RolloutEngine, Verifier
+from cosr_jax.types import Completion, Outcome, SamplingParams, Task, Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeResult:
+    """One greedy answer to every task of a probe set, judged.  All tuples run over the tasks."""
+
+    judged: tuple[bool, ...]  # False where the verifier could not judge
+    strict: tuple[bool, ...]  # passed
+    lenient: tuple[bool, ...]  # right value, whatever its form
+    categories: tuple[str, ...]  # failure category, "" for a pass
+    answers: tuple[str, ...]  # the student's full text
+    generated_tokens: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of judged tasks that passed, in [0, 1]; 0 when none was judged."""
+        return sum(self.strict) / max(1, sum(self.judged))
+
+    @property
+    def num_judged(self) -> int:
+        """Tasks with a verdict."""
+        return sum(self.judged)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-serialisable values; ``from_dict`` is the inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ProbeResult:
+        """Rebuilds a result after a trip through JSON."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def measure(
+    tasks: Sequence[Task],
+    engine: RolloutEngine,
+    tokenizer: ChatTokenizer,
+    verifier: Verifier,
+    max_new_tokens: int,
+) -> ProbeResult:
+    """Answers every task greedily (pass@1) and judges the answers.
+
+    The same weights and tasks give the same result: nothing is drawn, and tasks are answered in
+    their given order.
+    """
+    completions = answer_greedily(tasks, engine, tokenizer, max_new_tokens)
+    verdicts = verifier.judge(list(zip(tasks, completions, strict=True)))
+    return _result(completions, verdicts)
+
+
+def answer_greedily(
+    tasks: Sequence[Task], engine: RolloutEngine, tokenizer: ChatTokenizer, max_new_tokens: int
+) -> list[Completion]:
+    """One greedy completion of each task."""
+    prompts = [tokenizer.encode_prompt(task.prompt) for task in tasks]
+    greedy = SamplingParams(max_new_tokens, temperature=0.0)
+    return [group[0] for group in engine.generate(prompts, 1, greedy, seed=0)]
+
+
+def _result(completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> ProbeResult:
+    return ProbeResult(
+        judged=tuple(v.outcome is not Outcome.ERROR for v in verdicts),
+        strict=tuple(v.outcome is Outcome.PASS for v in verdicts),
+        lenient=tuple(v.outcome is not Outcome.ERROR and v.value_correct for v in verdicts),
+        categories=tuple(v.category for v in verdicts),
+        answers=tuple(c.text for c in completions),
+        generated_tokens=sum(len(c.token_ids) for c in completions),
+    )

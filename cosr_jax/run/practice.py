@@ -1,0 +1,118 @@
+"""What the student practises on: tasks drawn by plan, sampled, judged, and counted as evidence."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from cosr_jax.protocols import ChatTokenizer, RolloutEngine, TaskSource, Verifier
+from cosr_jax.tasks.admission import Admission
+from cosr_jax.tasks.replay import ReplayBuffer
+from cosr_jax.types import (
+    CellEvidence,
+    Outcome,
+    Plan,
+    RolloutGroup,
+    SamplingParams,
+    Task,
+    UserError,
+)
+
+#: Batches of candidates that are proposed before a shortage of admissible tasks is an error.
+_MAX_PROPOSALS = 8
+
+
+def derive_seed(*names: object) -> int:
+    """A 31-bit seed from anything with a stable ``repr``: the same names, the same seed, anywhere.
+
+    Every random choice of a run takes its seed from the run's seed, what it is for, and the step,
+    so that a resumed run needs no generator state to go on identically.
+    """
+    digest = hashlib.sha256(repr(names).encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def draw_tasks(
+    plan: Plan,
+    count: int,
+    source: TaskSource,
+    replay: ReplayBuffer,
+    admission: Admission,
+    seed: int,
+) -> list[Task]:
+    """``count`` distinct training tasks: fresh ones by the plan's mixture, the rest from replay.
+
+    Cells are drawn by systematic sampling, so that even a small batch holds each cell nearly in
+    proportion to its weight.
+
+    Raises:
+      UserError: the mixture's cells do not yield enough admissible tasks.
+    """
+    rng = np.random.default_rng(seed)
+    reviewed = replay.draw(rng, min(len(replay), round(plan.replay_fraction * count)))
+    chosen = {task.key: task for task in reviewed}
+    cells = [cell for cell, _ in plan.mixture]
+    edges = np.cumsum([weight for _, weight in plan.mixture])
+    for _ in range(_MAX_PROPOSALS):
+        missing = count - len(chosen)
+        if missing == 0:
+            break
+        marks = (rng.random() + np.arange(missing)) / missing * edges[-1]
+        picks = np.minimum(np.searchsorted(edges, marks, side="right"), len(cells) - 1)
+        candidates = [source.draw(cells[i], int(rng.integers(2**31)), "train") for i in picks]
+        fresh = [task for task in candidates if task.key not in chosen]
+        chosen |= {task.key: task for task in admission.admit(fresh).admitted}
+    if len(chosen) < count:
+        raise UserError(
+            f"cells {', '.join(cells)} yield {len(chosen)} distinct tasks of {count} wanted",
+            "lower config.rollout.prompts_per_step or config.sft.batch_size, or widen curator.focus",
+        )
+    return list(chosen.values())
+
+
+def sample_groups(
+    tasks: Sequence[Task],
+    num_generations: int,
+    sampling: SamplingParams,
+    engine: RolloutEngine,
+    tokenizer: ChatTokenizer,
+    verifier: Verifier,
+    seed: int,
+) -> list[RolloutGroup]:
+    """Answers each task ``num_generations`` times and judges every answer."""
+    prompts = [tokenizer.encode_prompt(task.prompt) for task in tasks]
+    completions = engine.generate(prompts, num_generations, sampling, seed)
+    groups = [
+        RolloutGroup(task, tuple(prompt), group)
+        for task, prompt, group in zip(tasks, prompts, completions, strict=True)
+    ]
+    cases = [(group.task, completion) for group in groups for completion in group.completions]
+    verdicts = verifier.judge(cases)
+    size = num_generations
+    return [g.judged(verdicts[i * size : (i + 1) * size]) for i, g in enumerate(groups)]
+
+
+def count_evidence(groups: Sequence[RolloutGroup], accept: Sequence[str]) -> list[CellEvidence]:
+    """Evidence by cell, in the cells' sorted order; ERROR verdicts count for nothing.
+
+    Args:
+      groups: judged groups.
+      accept: forms of the answer that count as formatted (``config.verifier.accept``).
+    """
+    totals: dict[str, CellEvidence] = {}
+    for group in groups:
+        judged = [v for v in group.verdicts if v.outcome is not Outcome.ERROR]
+        evidence = CellEvidence(
+            cell=group.task.cell,
+            samples=len(judged),
+            passed=sum(v.outcome is Outcome.PASS for v in judged),
+            value_correct=sum(v.value_correct for v in judged),
+            formatted=sum(v.method in accept for v in judged),
+            groups=int(bool(judged)),
+            informative_groups=int(group.is_informative),
+        )
+        known = totals.get(evidence.cell)
+        totals[evidence.cell] = evidence if known is None else known + evidence
+    return [totals[cell] for cell in sorted(totals)]
