@@ -11,13 +11,14 @@ import numpy as np
 
 from cosr_jax.config import ConvergenceConfig
 
-#: One-sided 99.5 % normal quantile of the trend test.  It is this strict because every round looks
-#: again, at several windows: with it, noise over a rise of exactly ``min_effect`` per round stops
-#: fewer than 5 % of 20-round runs, at 100 as at 200 validation tasks (tests/run/test_convergence).
-TREND_Z = 2.576
+#: One-sided 99.5 % normal quantile of the tests that every round repeats: of the trend, over several
+#: windows, and of regression, against the luckiest score so far.  With it, noise over a rise of
+#: exactly ``min_effect`` per round stops at most about 5 % of 20-round runs, at 100 as at 200
+#: validation tasks (tests/run/test_convergence.py).
+REPEATED_Z = 2.576
 
-#: One-sided 95 % normal quantile of the single comparisons: regression and target.
-BOUND_Z = 1.645
+#: One-sided 95 % normal quantile of the bound that has to reach the target.
+TARGET_Z = 1.645
 
 Status = Literal["", "converged", "stopped", "no_signal"]
 
@@ -100,7 +101,7 @@ def flattest_trend(
         spread = float(time @ time)
         slope = float(time @ np.asarray(scores[-rounds:])) / spread
         noise = np.square(standard_errors[-rounds:]).mean() / spread
-        trends.append(Trend(rounds, slope, slope + TREND_Z * math.sqrt(noise)))
+        trends.append(Trend(rounds, slope, slope + REPEATED_Z * math.sqrt(noise)))
     return min(trends, key=lambda trend: trend.upper, default=None)
 
 
@@ -166,14 +167,14 @@ def _verdict(
     score, error = measured.score, measured.standard_error
     if score == 1.0:
         return "converged", "every validation task is solved"
-    if score - BOUND_Z * error >= config.target:
+    if score - TARGET_Z * error >= config.target:
         return "converged", (
-            f"validation accuracy {score:.3f} (95 % lower bound {score - BOUND_Z * error:.3f}) "
+            f"validation accuracy {score:.3f} (95 % lower bound {score - TARGET_Z * error:.3f}) "
             f"reached the target {config.target:g}"
         )
     assert state.best is not None
     drop = state.best.score - score
-    sure_drop = drop - BOUND_Z * math.hypot(error, state.best.standard_error)
+    sure_drop = drop - REPEATED_Z * math.hypot(error, state.best.standard_error)
     if sure_drop > config.max_regression:
         return "stopped", (
             f"validation accuracy fell from {state.best.score:.3f} at step {state.best.step} to "

@@ -94,9 +94,9 @@ class MetricsWriter:
         self._events = EventsWriter(str(folder / "events"), f".{earlier:04d}")
         self._is_open = True
         self._session_end: Summary | None = None
-        if earlier:
-            restart = SessionLog(status=SessionLog.START)
-            self._write_event(Event(step=start_step + 1, session_log=restart))
+        # Every file needs its session start: TensorBoard takes only a second one for a restart.
+        session_start = SessionLog(status=SessionLog.START)
+        self._write_event(Event(step=start_step + 1, session_log=session_start))
         self._write(start_step, tb.custom_scalars(OVERVIEW))
 
     def scalars(self, step: int, values: Mapping[str, float | None]) -> None:
@@ -287,11 +287,17 @@ def _as_json(value: Any) -> Any:
 
 
 def _as_markdown(text: str) -> str:
-    """Student text that shows as it is: nothing in it acts as Markdown, HTML or a table's bar."""
+    """Student text that shows as it is: nothing in it acts as Markdown, HTML or a table's bar.
+
+    Characters that cannot be seen are written as escapes, e.g. \\x1b.
+    """
     if len(text) > _MAX_TEXT:
         text = f"{text[:_MAX_TEXT]} ... ({len(text) - _MAX_TEXT} more characters)"
-    text = re.sub(r"[^\w\s]|_", lambda match: f"&#{ord(match[0])};", text)
-    return "<br>".join(text.splitlines())
+    lines = []
+    for line in text.expandtabs(4).split("\n"):
+        visible = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        lines.append(re.sub(r"[^\w ]|_", lambda match: f"&#{ord(match[0])};", visible))
+    return "<br>".join(lines)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
