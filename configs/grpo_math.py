@@ -7,7 +7,7 @@ Takes: hours on one accelerator; it ends by the convergence rule, not by a step 
 Expected: not measured yet.  Look at the per-skill table of the run's report.md.
 
     cosr train --config=configs/grpo_math.py --workdir=runs/grpo_math
-    cosr train --config=configs/grpo_math.py:student=/models/Llama-3.2-1B-Instruct \
+    cosr train --config=configs/grpo_math.py:student=models/Llama-3.2-1B-Instruct \
         --workdir=runs/llama
 """
 

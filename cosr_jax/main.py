@@ -327,6 +327,8 @@ def _command_help(name: str, command: Command, values: flags.FlagValues) -> str:
                 subsequent_indent=" " * 25,
             )
         )
+    if command.takes_config:
+        lines += ["", "Every setting with its meaning and range: docs/configuration.md"]
     return "\n".join(lines)
 
 

@@ -7,8 +7,10 @@ import pytest
 
 from cosr_jax.config import parse_cells, parse_suites
 from cosr_jax.config_args import load_config
+from cosr_jax.curator.procedural import ProceduralCurator
 from cosr_jax.tasks import make_source
 from cosr_jax.tasks.probes import expand_cells
+from cosr_jax.types import CellEvidence, Diagnosis
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.py"))
@@ -36,3 +38,23 @@ def test_config_opens_with_what_it_takes_and_the_command(path):
 def test_the_argument_changes_the_config():
     config = load_config(f"{ROOT}/configs/quickstart.py:seed=3,rounds=2", [])
     assert (config.seed, config.train.max_rounds) == (3, 2)
+
+
+def test_sft_config_leaves_the_curator_no_grpo():
+    cells = ("addition/1", "addition/2", "addition/3")
+    # Half right and every group mixed: what GRPO is for.
+    evidence = tuple(
+        CellEvidence(c, samples=80, passed=40, value_correct=40, formatted=80)
+        + CellEvidence(c, groups=10, informative_groups=10)
+        for c in cells
+    )
+    algorithms = {}
+    for name in ("quickstart", "sft"):
+        config = load_config(f"{ROOT}/configs/{name}.py", [])
+        curator = ProceduralCurator(config.curator, cells, num_generations=8, steps_per_round=4)
+        plans = []
+        for number in range(6):
+            plans.append(curator.plan(Diagnosis(number, evidence, 0.5, 0.5)))
+            curator.observe_gain(plans[-1], 0.0)
+        algorithms[name] = {plan.algorithm for plan in plans}
+    assert "grpo" in algorithms["quickstart"] and algorithms["sft"] == {"sft"}
