@@ -206,7 +206,12 @@ def _lower(view: View) -> Proposal | None:
     if not low:
         return None
     below = _unique(neighbour(view.cells, cell, -1) for cell in low)
-    easier = [cell for cell in below if view.is_measured(cell) and not view.is_mastered(cell)]
+    # Where the values are right already, an easier level has only form left to teach.
+    easier = [
+        cell
+        for cell in below
+        if view.is_measured(cell) and view.masteries[cell].value_rate.mean <= view.config.zone_high
+    ]
     out_of_reach = (
         f"pass rate is under {view.config.zone_low:.2f} and groups are seldom mixed "
         f"({_numbers(view, low)}; one level easier: {_numbers(view, below) if below else 'none'})"

@@ -50,6 +50,8 @@ def test_counted_groups_overrule_the_model():
     counted = informative_share(CellMastery(samples=160, passed=80, groups=20), 8)
     assert model > 0.95
     assert counted == pytest.approx(2 * model / 22)
+    mixed = CellMastery(samples=160, passed=80, groups=20, informative_groups=5)
+    assert informative_share(mixed, 8) == pytest.approx((2 * model + 5) / 22)
 
 
 @given(scores, st.integers(1, 30))

@@ -54,6 +54,31 @@ def around(focus, easier=0.95, harder=0.0):
         (around(0.02, easier=0.5), "lower", "grpo", {"addition/1"}, "format:ok mastery:low"),
         (around(0.0), "lower", "sft", {"addition/2"}, "format:ok mastery:low"),
         (around(0.1), "reinforce", "grpo", {"addition/2"}, "format:ok mastery:low"),
+        # Low, but with signal enough of its own.
+        (around(0.15, easier=0.5), "reinforce", "grpo", {"addition/2"}, "format:ok mastery:low"),
+        # The easier level lacks the form only.
+        (
+            (seen("addition/1", 0.6, value=0.9), seen("addition/2", 0.03)),
+            "reinforce",
+            "grpo",
+            {"addition/2"},
+            "format:ok mastery:low",
+        ),
+        # Half a form: a drill where it costs many right values, else GRPO mends it too.
+        (
+            (seen("addition/1", 0.5, value=0.9, form=0.6), seen("addition/2", 0.3, 0.5, 0.6)),
+            "format_drill",
+            "sft",
+            {"addition/1"},
+            "format:low mastery:mid",
+        ),
+        (
+            (seen("addition/1", 0.5, value=0.9, form=0.6), seen("addition/2", 0.3, 0.35, 0.6)),
+            "reinforce",
+            "grpo",
+            {"addition/2"},
+            "format:low mastery:mid",
+        ),
         (
             (
                 seen("addition/1", 0.05, value=0.9, form=0.06),
