@@ -10,6 +10,7 @@ Further fields are allowed and ignored.  Worked answers do not travel.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -163,7 +164,7 @@ def _read_line(line: str, where: str, fields: Mapping[str, str], source: str) ->
             "domain", "is 'code': the code verifier is not available yet", "keep to maths problems"
         )
     answer = get("answer")
-    if isinstance(answer, (int, float)) and not isinstance(answer, bool):
+    if isinstance(answer, (int, float)) and not isinstance(answer, bool) and math.isfinite(answer):
         answer = str(answer)
     elif not isinstance(answer, str) or not answer.strip():
         raise wrong("answer", f"is {_short(answer)}, not an answer", "write a text or a number")

@@ -1,0 +1,119 @@
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cosr_jax.tasks.admission import Admission, fold_prompt
+from cosr_jax.tasks.suite import ProceduralSuite
+from cosr_jax.types import Outcome, Verdict
+
+SUITE = ProceduralSuite()
+EVALUATION = [SUITE.draw("addition/2", seed, "test") for seed in range(20)]
+TRAINING = list(
+    {t.key: t for t in (SUITE.draw("addition/2", seed, "train") for seed in range(20))}.values()
+)
+
+
+class BoxJudge:
+    """Passes what ends in the boxed answer; cannot judge the keys in ``broken``."""
+
+    def __init__(self, broken=()):
+        self.broken = broken
+        self.calls = 0
+
+    def __call__(self, cases):
+        self.calls += 1
+        verdicts = []
+        for task, completion in cases:
+            right = completion.text.endswith(f"\\boxed{{{task.answer}}}")
+            outcome = Outcome.PASS if right else Outcome.FAIL
+            if task.key in self.broken:
+                outcome = Outcome.ERROR
+            verdicts.append(Verdict(outcome, float(right)))
+        return verdicts
+
+
+def test_clean_tasks_are_admitted_in_order_by_one_call():
+    judge = BoxJudge()
+    result = Admission(judge, EVALUATION).admit(TRAINING)
+    assert result.tasks == tuple(TRAINING)
+    assert result.refused == {}
+    assert judge.calls == 1
+
+
+def test_planted_faults_are_refused_by_reason():
+    good, wrong, unsolved, unjudged, first = TRAINING[:5]
+    batch = [
+        good,
+        dataclasses.replace(wrong, answer=str(int(wrong.answer) + 1)),
+        dataclasses.replace(unsolved, solution=""),
+        unjudged,
+        EVALUATION[0],
+        dataclasses.replace(EVALUATION[1], prompt="A question put in other words?"),
+        dataclasses.replace(first, prompt=EVALUATION[2].prompt.upper().replace(" ", "  ") + "!!"),
+        good,
+        dataclasses.replace(good, prompt="The same sum in other words."),
+        dataclasses.replace(first, key="addition:other", prompt=f" {good.prompt.lower()} "),
+    ]
+    result = Admission(BoxJudge({unjudged.key}), EVALUATION).admit(batch)
+    assert result.tasks == (good,)
+    assert result.refused == {"unproven": 2, "unjudged": 1, "reserved": 3, "duplicate": 3}
+
+
+def test_batches_do_not_know_of_each_other():
+    admission = Admission(BoxJudge(), EVALUATION)
+    assert admission.admit(TRAINING[:3]) == admission.admit(TRAINING[:3])
+
+
+def test_nothing_to_judge_calls_nobody():
+    judge = BoxJudge()
+    assert Admission(judge, EVALUATION).admit(EVALUATION).tasks == ()
+    assert judge.calls == 0
+
+
+def test_a_verifier_that_loses_cases_is_noticed():
+    with pytest.raises(ValueError):
+        Admission(lambda cases: [], EVALUATION).admit(TRAINING)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is 12 + 7?", "what is  12 + 7"),
+        ("“Hello”, she said.", "hello she said"),
+        ("A well-known sum: 3.5 * 2.", "a well known sum 3.5 * 2"),
+        ("Sort 3, 1, 2!", "sort 3 1 2"),
+    ],
+)
+def test_dress_is_folded(one, other):
+    assert fold_prompt(one) == fold_prompt(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("12 + 7", "12 - 7"),
+        ("(3 + 4) * 5", "3 + (4 * 5)"),
+        ("3.5", "35"),
+        ("3.5", "3 5"),
+        ("x - 3 = 4", "x = -3 + 4"),
+        ("6 \u00d7 3", "6 \u00f7 3"),
+    ],
+)
+def test_formulas_are_not_folded(one, other):
+    assert fold_prompt(one) != fold_prompt(other)
+
+
+@given(st.text())
+def test_folding_twice_changes_nothing(text):
+    assert fold_prompt(fold_prompt(text)) == fold_prompt(text)
+
+
+def test_folding_keeps_the_suites_questions_apart():
+    prompts: dict[str, str] = {}
+    for cell in SUITE.cells():
+        for seed in range(60):
+            task = SUITE.draw(cell, seed, "train")
+            content = task.key if task.skill != "sorting" else task.answer
+            assert prompts.setdefault(fold_prompt(task.prompt), content) == content
