@@ -11,10 +11,10 @@ import numpy as np
 
 from cosr_jax.config import ConvergenceConfig
 
-#: One-sided 99.5 % normal quantile of the tests that every round repeats: of the trend, over several
-#: windows, and of regression, against the luckiest score so far.  With it, noise over a rise of
-#: exactly ``min_effect`` per round stops at most about 5 % of 20-round runs, at 100 as at 200
-#: validation tasks (tests/run/test_convergence.py).
+#: One-sided 99.5 % normal quantile of the tests that every round repeats: of the trend, over
+#: several windows, and of regression, against the luckiest score so far.  With it, noise over a
+#: rise of exactly ``min_effect`` per round stops at most about 5 % of 20-round runs, at 100 as at
+#: 200 validation tasks (tests/run/test_convergence.py).
 REPEATED_Z = 2.576
 
 #: One-sided 95 % normal quantile of the bound that has to reach the target.

@@ -345,7 +345,7 @@ def render_terminal(report: RunReport, file: IO[str] | None = None) -> None:
     if report.solved is not None:
         s = report.solved
         for label, text in (("solved now", s.prompt), ("before", s.before), ("after", s.after)):
-            console.print(Text(f"{label}: {' '.join(text.split())}"))
+            console.print(Text(f"{label}: {_one_line(text)}"))
     for purpose, command in report.commands:
         console.print(Text(f"{purpose}: {command}"))
 
@@ -372,12 +372,13 @@ def _headline(report: RunReport) -> str:
 
 
 def _accuracy_rows(report: RunReport) -> list[tuple[str, ...]]:
-    """Header and rows: per suite overall, form forgiven, and its cells where there are several."""
+    """Header and rows: per suite overall, form forgiven, and its skills (or levels) if several."""
     rows: list[tuple[str, ...]] = [("suite", "tasks", "before", "after", "gain")]
     for suite in report.suites:
         parts = [(suite.name, suite.strict), (f"{suite.name}, form forgiven", suite.lenient)]
-        if len(suite.cells) > 1:
-            parts += [(f"{suite.name}: {cell}", c) for cell, c in suite.cells.items()]
+        detail = suite.skills if len(suite.skills) > 1 else suite.cells
+        if len(detail) > 1:
+            parts += [(f"{suite.name}: {name}", c) for name, c in detail.items()]
         for label, part in parts:
             rows.append(
                 (
@@ -433,6 +434,11 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], right: set[int]
     rule = ("---:" if i in right else "---" for i in range(len(header)))
     cells = [[" ".join(c.replace("|", "\\|").split()) for c in row] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in [list(header), list(rule), *cells])
+
+
+def _one_line(text: str) -> str:
+    """Student text for a terminal: no line break and no control sequence of its own."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
 
 
 def _quote(text: str) -> str:
