@@ -138,7 +138,7 @@ class Dispatcher:
         elif "limit" in message:
             self._replace(worker, waiting, _Fault("memory_limit", "comparison ran out of memory"))
         elif "error" in message:
-            self._fail(worker.finish(), waiting, _Fault("", str(message["error"])))
+            self._replace(worker, waiting, _Fault("", str(message["error"])))
         else:
             job = worker.finish()
             detail = str(message.get("detail", ""))
