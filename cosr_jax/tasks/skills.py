@@ -21,6 +21,7 @@ class Question(NamedTuple):
     ask: str  # as put to the student, without the instruction about the answer's form
     answer: str
     steps: str = ""  # what a worked answer writes before the boxed answer
+    unit: str = ""  # may be left out of an answer, and is in worked ones, but must not be wrong
 
 
 Skill = Callable[[int, Dice], Question]
@@ -249,7 +250,8 @@ def units(level: int, dice: Dice) -> Question:
     template = dice.choice(
         ("How many {1} are {0}?", "Convert {0} to {1}.", "Write {0} as a number of {1}.")
     )
-    return Question(f"{amount} in {target}", template.format(amount, target), str(value), steps)
+    ask = template.format(amount, target)
+    return Question(f"{amount} in {target}", ask, str(value), steps, unit=target)
 
 
 MATH_SKILLS: dict[str, Skill] = {

@@ -63,7 +63,7 @@ class ProceduralSuite:
                     skill=skill,
                     difficulty=level_difficulty(level),
                     prompt=f"{question.ask} {INSTRUCTION}",
-                    answer=question.answer,
+                    answer=f"{question.answer} {question.unit}".rstrip(),
                     key=key,
                     solution=f"{question.steps} \\boxed{{{question.answer}}}".lstrip(),
                 )

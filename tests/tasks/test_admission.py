@@ -1,12 +1,15 @@
 import dataclasses
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cosr_jax.config import VerifierConfig
 from cosr_jax.tasks.admission import Admission, fold_prompt
 from cosr_jax.tasks.suite import ProceduralSuite
-from cosr_jax.types import Outcome, Verdict
+from cosr_jax.types import Completion, Outcome, Verdict
+from cosr_jax.verifiers.pool import VerifierPool
 
 SUITE = ProceduralSuite()
 EVALUATION = [SUITE.draw("addition/2", seed, "test") for seed in range(20)]
@@ -117,3 +120,32 @@ def test_folding_keeps_the_suites_questions_apart():
             task = SUITE.draw(cell, seed, "train")
             content = task.key if task.skill != "sorting" else task.answer
             assert prompts.setdefault(fold_prompt(task.prompt), content) == content
+
+
+def test_the_real_verifier_proves_every_cell_of_the_suite():
+    tasks = [SUITE.draw(cell, seed, "train") for cell in SUITE.cells() for seed in range(3)]
+    tasks = list({task.key: task for task in tasks}.values())
+    false = [dataclasses.replace(task, solution="It is \\boxed{123456789}.") for task in tasks]
+    with VerifierPool(VerifierConfig()) as pool:
+        admission = Admission(pool.judge, EVALUATION)
+        assert admission.admit(tasks).tasks == tuple(tasks)
+        assert admission.admit(false).refused == {"unproven": len(tasks)}
+
+
+def test_numbers_and_formulas_of_the_question_are_no_answer_to_it():
+    # Copying is the first thing that reinforcement finds.
+    cases = []
+    for cell in SUITE.cells():
+        task = SUITE.draw(cell, 0, "train")
+        copies = [match[0].strip() for match in re.finditer(r"[-(\d][-+*/(),. \d]*", task.prompt)]
+        longest = max(copies, key=len, default="") if task.skill != "counting" else ""
+        if longest and longest.strip(" .,") != task.answer:
+            text = f"\\boxed{{{longest.strip(' .,')}}}"
+            cases.append((task, Completion((), (), text, "stop")))
+    with VerifierPool(VerifierConfig()) as pool:
+        passed = [
+            (task.prompt, completion.text)
+            for (task, completion), verdict in zip(cases, pool.judge(cases), strict=True)
+            if verdict.outcome is not Outcome.FAIL
+        ]
+    assert len(cases) > 35 and not passed

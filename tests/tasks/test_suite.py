@@ -106,7 +106,7 @@ def solve_units(task):
     total = sum(int(number) * sizes[unit] for number, unit in amounts)
     rest = re.sub(r"\d+ [a-z]+", "", question(task))
     (target,) = [word for word in re.findall("[a-z]+", rest) if word in sizes]
-    return str(Fraction(total, sizes[target]))
+    return f"{Fraction(total, sizes[target])} {target}"
 
 
 SOLVERS = {
@@ -135,7 +135,8 @@ def test_every_cell_gives_well_made_tasks_in_every_split(cell):
             assert task.cell == cell
             assert split_of(task.key) == split
             assert task.answer == SOLVERS[task.skill](task), task.prompt
-            assert task.solution.endswith(f"\\boxed{{{task.answer}}}")
+            boxed = task.answer.partition(" ")[0] if task.skill == "units" else task.answer
+            assert task.solution.endswith(f"\\boxed{{{boxed}}}")
             assert task.solution.count("\\boxed") == 1
 
 
