@@ -83,7 +83,8 @@ def restates(prompt: str, given: str, gold: str) -> bool:
     if max(len(given), len(gold)) > MAX_CHARS:
         return False
     copied = _compact(given)
-    if not re.search(r"\\|(?!\A)[-+*/^!]", copied) or copied == _compact(gold):
+    is_calculation = re.search(r"[\\+*/^!]|(?<=[0-9A-Za-z)}])-", copied.lstrip("+"))
+    if not is_calculation or collection(normalise(given)) or copied == _compact(gold):
         return False
     return bool(re.search(rf"(?<![0-9.]){re.escape(copied)}(?![0-9])", _compact(prompt)))
 

@@ -235,6 +235,8 @@ def test_an_unreadable_gold_is_no_judgement():
         ("What is 84 / 7?", "12", "12", False),
         ("What is 5 + 0?", "5", "5", False),
         ("What is -5 + 0?", "-5", "-5", False),
+        ("Sort [-1, 3/4].", "[-1, 3/4]", "-1, 3/4", False),
+        ("What is 20 - 1?", "20-1", "19", True),
     ],
 )
 def test_a_copied_calculation_is_no_answer(prompt, answer, gold, expected):
