@@ -22,10 +22,13 @@ MESH_AXES = ("data", "fsdp", "tensor")
 #: Logical axis -> mesh axes that shard it.  Axes not listed may not be used.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "replica": ("data",),  # a batch that every holder of a share of the vocabulary sees
     "time": (),
     "layers": (),
     "embed": ("fsdp",),
-    "vocab": ("tensor",),
+    # Tokens travel to the vocabulary, not the other way: a chip keeps its share of the embedding
+    # (0.5 GB for 150k entries of 1536) and works on it for all rows of its replica.
+    "vocab": ("fsdp", "tensor"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),

@@ -349,7 +349,8 @@ class Decoder(nnx.Module):
         self.compute_dtype = compute_dtype
         self.remat = remat
         self.embed = nnx.Param(
-            jnp.zeros((config.vocab_size, config.hidden_size), param_dtype), axes=("vocab", "hidden")
+            jnp.zeros((config.vocab_size, config.hidden_size), param_dtype),
+            axes=("vocab", "hidden"),
         )
         self.layers = Block(config, make_linear, param_dtype)
         self.norm = RMSNorm(None, config.hidden_size, config.rms_norm_eps, param_dtype)

@@ -15,22 +15,24 @@ import numpy as np
 from cosr_jax.train.advantages import group_advantages
 from cosr_jax.types import Outcome, RolloutGroup
 
-Array = jax.Array | np.ndarray
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainBatch:
     """Rows of one optimizer step.  Real rows come first; a row without completion is padding."""
 
-    prompt_tokens: Array  # int32 [rows, prompt], padded on the left
-    prompt_mask: Array  # bool [rows, prompt]
-    completion_tokens: Array  # int32 [rows, completion], padded on the right, stop token included
-    completion_mask: Array  # bool [rows, completion]
-    advantages: Array  # float32 [rows]; zero for SFT
-    sampler_logprobs: Array  # float32 [rows, completion]; zero for SFT
-    num_microbatches: Array  # int32 scalar: microbatches that hold a real row
-    old_logprobs: Array | None = None  # float32 [rows, completion]; None: the policy is the old one
+    prompt_tokens: jax.Array  # int32 [rows, prompt], padded on the left
+    prompt_mask: jax.Array  # bool [rows, prompt]
+    completion_tokens: (
+        jax.Array
+    )  # int32 [rows, completion], padded on the right, stop token included
+    completion_mask: jax.Array  # bool [rows, completion]
+    advantages: jax.Array  # float32 [rows]; zero for SFT
+    sampler_logprobs: jax.Array  # float32 [rows, completion]; zero for SFT
+    num_microbatches: jax.Array  # int32 scalar: microbatches that hold a real row
+    old_logprobs: jax.Array | None = (
+        None  # float32 [rows, completion]; None: the policy is the old one
+    )
 
     @property
     def rows(self) -> int:
@@ -155,21 +157,21 @@ def _pack(rows: Sequence[_Row], shape: BatchShape) -> TrainBatch:
         raise ValueError("every row needs a prompt and a completion of at least one token")
     prompt = bucket_length(max(len(row.prompt) for row in rows), shape.max_prompt)
     completion = bucket_length(max(len(row.completion) for row in rows), shape.max_completion)
-    batch = TrainBatch(
-        prompt_tokens=np.zeros((shape.rows, prompt), np.int32),
-        prompt_mask=np.zeros((shape.rows, prompt), bool),
-        completion_tokens=np.zeros((shape.rows, completion), np.int32),
-        completion_mask=np.zeros((shape.rows, completion), bool),
-        advantages=np.zeros(shape.rows, np.float32),
-        sampler_logprobs=np.zeros((shape.rows, completion), np.float32),
-        num_microbatches=np.int32(-(-len(rows) // shape.microbatch_rows)),
-    )
+    arrays = {
+        "prompt_tokens": np.zeros((shape.rows, prompt), np.int32),
+        "prompt_mask": np.zeros((shape.rows, prompt), bool),
+        "completion_tokens": np.zeros((shape.rows, completion), np.int32),
+        "completion_mask": np.zeros((shape.rows, completion), bool),
+        "advantages": np.zeros(shape.rows, np.float32),
+        "sampler_logprobs": np.zeros((shape.rows, completion), np.float32),
+        "num_microbatches": np.asarray(-(-len(rows) // shape.microbatch_rows), np.int32),
+    }
     for i, row in enumerate(rows):
-        batch.prompt_tokens[i, prompt - len(row.prompt) :] = row.prompt
-        batch.prompt_mask[i, prompt - len(row.prompt) :] = True
-        batch.completion_tokens[i, : len(row.completion)] = row.completion
-        batch.completion_mask[i, : len(row.completion)] = True
-        batch.advantages[i] = row.advantage
+        arrays["prompt_tokens"][i, prompt - len(row.prompt) :] = row.prompt
+        arrays["prompt_mask"][i, prompt - len(row.prompt) :] = True
+        arrays["completion_tokens"][i, : len(row.completion)] = row.completion
+        arrays["completion_mask"][i, : len(row.completion)] = True
+        arrays["advantages"][i] = row.advantage
         if row.logprobs is not None:
-            batch.sampler_logprobs[i, : len(row.completion)] = row.logprobs
-    return batch
+            arrays["sampler_logprobs"][i, : len(row.completion)] = row.logprobs
+    return TrainBatch(**jax.tree.map(jax.numpy.asarray, arrays))

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cosr_jax import sharding
-from cosr_jax.student.model import Decoder
+from cosr_jax.student.model import Decoder, project
 from cosr_jax.train.batching import TrainBatch
 
 
@@ -79,45 +79,50 @@ def completion_logprobs(
     columns = max(1, min(time, chunk // rows))
     pieces = -(-time // columns)
     padding = pieces * columns - time
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
-    targets = jnp.pad(targets, ((0, 0), (0, padding)))
-    cut_hidden = jnp.moveaxis(hidden.reshape(rows, pieces, columns, width), 1, 0)
-    cut_targets = jnp.moveaxis(targets.reshape(rows, pieces, columns), 1, 0)
-    outputs = _in_pieces(
-        cut_hidden.reshape(pieces, rows * columns, width),
-        kernel,
-        cut_targets.reshape(pieces, rows * columns),
-        temperature,
-    )
 
-    def whole(values: jax.Array) -> jax.Array:
-        stacked = values.reshape(pieces, rows, columns)
-        return jnp.moveaxis(stacked, 0, 1).reshape(rows, pieces * columns)[:, :time]
+    def cut(x: jax.Array) -> jax.Array:  # [rows, time, ...] -> [pieces, rows, columns, ...]
+        x = jnp.pad(x, [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2))
+        x = jnp.moveaxis(x.reshape(rows, pieces, columns, *x.shape[2:]), 1, 0)
+        return sharding.constrain(x, None, "batch", *[None] * (x.ndim - 2))
 
-    return whole(outputs[0]), whole(outputs[1])
+    def join(x: jax.Array) -> jax.Array:  # [pieces, rows, columns] -> [rows, time]
+        return jnp.moveaxis(x, 0, 1).reshape(rows, pieces * columns)[:, :time]
+
+    logprobs, entropy = _in_pieces(cut(hidden), kernel, cut(targets), temperature)
+    return join(logprobs), join(entropy)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _in_pieces(
     hidden: jax.Array, kernel: jax.Array, targets: jax.Array, temperature: float
 ) -> tuple[jax.Array, jax.Array]:
-    """float32 [pieces, tokens] log-probabilities and entropies, one piece's logits at a time."""
-    return jax.lax.map(lambda piece: _piece(*piece, kernel, temperature)[:2], (hidden, targets))
+    """float32 [pieces, rows, columns] log-probabilities and entropies, a piece at a time."""
+
+    def piece(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        logprobs, entropy, _ = _softmax(*inputs, kernel, temperature)
+        return logprobs, entropy
+
+    return jax.lax.map(piece, (hidden, targets))
 
 
-def _in_pieces_forward(hidden, kernel, targets, temperature):
-    def piece(inputs):
-        logprobs, entropy, softmax = _piece(*inputs, kernel, temperature)
-        tokens, chosen = inputs
-        onehot = jax.nn.one_hot(chosen, kernel.shape[1], dtype=softmax.dtype)
-        pull = (onehot - softmax).astype(tokens.dtype) @ kernel.T.astype(tokens.dtype)
-        return logprobs, entropy, pull / temperature
+def _in_pieces_forward(
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, temperature: float
+) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    def piece(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        inside, chosen = inputs
+        logprobs, entropy, softmax = _softmax(inside, chosen, kernel, temperature)
+        onehot = jax.nn.one_hot(chosen.reshape(-1), kernel.shape[1], dtype=softmax.dtype)
+        rise = ((onehot - softmax) / temperature).astype(inside.dtype)
+        pull = (rise @ kernel.T.astype(inside.dtype)).reshape(inside.shape)
+        return logprobs, entropy, sharding.constrain(pull, "batch", None, "hidden")
 
     logprobs, entropy, pull = jax.lax.map(piece, (hidden, targets))
     return (logprobs, entropy), pull
 
 
-def _in_pieces_backward(temperature, pull, cotangents):
+def _in_pieces_backward(
+    temperature: float, pull: jax.Array, cotangents: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, None, None]:
     along_logprobs, _ = cotangents
     return (along_logprobs[..., None] * pull).astype(pull.dtype), None, None
 
@@ -125,15 +130,13 @@ def _in_pieces_backward(temperature, pull, cotangents):
 _in_pieces.defvjp(_in_pieces_forward, _in_pieces_backward)
 
 
-def _piece(
+def _softmax(
     hidden: jax.Array, targets: jax.Array, kernel: jax.Array, temperature: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """float32 log-probabilities [tokens], entropies [tokens] and softmax [tokens, vocab]."""
-    logits = jnp.matmul(
-        hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32
-    ) / jnp.float32(temperature)
-    log_normaliser = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-    logprobs = logits - log_normaliser
+    """float32 log-probabilities and entropies [rows, columns]; softmax [rows x columns, vocab]."""
+    logits = project(hidden.reshape(-1, hidden.shape[-1]), kernel) / temperature
+    logprobs = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
     softmax = jnp.exp(logprobs)
-    chosen = jnp.take_along_axis(logprobs, targets[:, None], axis=-1)[:, 0]
-    return chosen, -(softmax * logprobs).sum(-1), softmax
+    chosen = jnp.take_along_axis(logprobs, targets.reshape(-1, 1), axis=-1)
+    entropy = -(softmax * logprobs).sum(-1)
+    return chosen.reshape(targets.shape), entropy.reshape(targets.shape), softmax
