@@ -189,7 +189,6 @@ class Diagnosis:
     evidence: tuple[CellEvidence, ...]  # judged since the previous plan
     probe_score: float | None  # validation accuracy in [0, 1]; None before the first measurement
     best_score: float | None
-    failures: tuple[RolloutGroup, ...] = ()  # failed training groups, for curators that read them
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,7 +38,9 @@ class ProbeResult:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ProbeResult:
         """Rebuilds a result after a trip through JSON."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return cls(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}  # type: ignore
+        )
 
 
 def measure(

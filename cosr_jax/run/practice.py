@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -41,17 +41,27 @@ def draw_tasks(
     replay: ReplayBuffer,
     admission: Admission,
     seed: int,
+    fits: Callable[[Task], bool] = lambda task: True,
 ) -> list[Task]:
     """``count`` distinct training tasks: fresh ones by the plan's mixture, the rest from replay.
 
     Cells are drawn by systematic sampling, so that even a small batch holds each cell nearly in
     proportion to its weight.
 
+    Args:
+      plan: its mixture and replay fraction.
+      count: how many tasks.
+      source: of fresh tasks.
+      replay: past tasks.
+      admission: what fresh tasks must pass.
+      seed: of every draw.
+      fits: tasks for which it is False are passed over, e.g. when a worked solution is too long.
+
     Raises:
       UserError: the mixture's cells do not yield enough admissible tasks.
     """
     rng = np.random.default_rng(seed)
-    reviewed = replay.draw(rng, min(len(replay), round(plan.replay_fraction * count)))
+    reviewed = filter(fits, replay.draw(round(plan.replay_fraction * count), rng))
     chosen = {task.key: task for task in reviewed}
     cells = [cell for cell, _ in plan.mixture]
     edges = np.cumsum([weight for _, weight in plan.mixture])
@@ -62,12 +72,13 @@ def draw_tasks(
         marks = (rng.random() + np.arange(missing)) / missing * edges[-1]
         picks = np.minimum(np.searchsorted(edges, marks, side="right"), len(cells) - 1)
         candidates = [source.draw(cells[i], int(rng.integers(2**31)), "train") for i in picks]
-        fresh = [task for task in candidates if task.key not in chosen]
-        chosen |= {task.key: task for task in admission.admit(fresh).admitted}
+        fresh = [task for task in candidates if task.key not in chosen and fits(task)]
+        chosen |= {task.key: task for task in admission.admit(fresh).tasks}
     if len(chosen) < count:
         raise UserError(
             f"cells {', '.join(cells)} yield {len(chosen)} distinct tasks of {count} wanted",
-            "lower config.rollout.prompts_per_step or config.sft.batch_size, or widen curator.focus",
+            "widen config.curator.focus, lower config.rollout.prompts_per_step and "
+            "config.sft.batch_size, or raise config.rollout.max_new_tokens",
         )
     return list(chosen.values())
 

@@ -1,0 +1,140 @@
+"""Builds every room of a run from its config."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from cosr_jax.config import RunConfig, parse_cells, parse_suites
+from cosr_jax.curator.procedural import ProceduralCurator
+from cosr_jax.protocols import TaskSource
+from cosr_jax.rollout.jax_sampler import JaxSampler
+from cosr_jax.sharding import make_mesh
+from cosr_jax.student.chat import Chat
+from cosr_jax.student.model import Student
+from cosr_jax.student.sources import resolve_source
+from cosr_jax.student.weights import load_student
+from cosr_jax.tasks import make_source
+from cosr_jax.tasks.admission import Admission
+from cosr_jax.tasks.probes import ProbeSet, build_probes
+from cosr_jax.tasks.replay import ReplayBuffer
+from cosr_jax.train.batching import BatchShape, batch_shape
+from cosr_jax.train.losses import GrpoObjective, SftObjective
+from cosr_jax.train.step import batch_shards, make_logprobs_fn, make_train_step
+from cosr_jax.types import Plan, SamplingParams
+from cosr_jax.verifiers.pool import VerifierPool
+
+
+@dataclasses.dataclass(frozen=True)
+class Rooms:
+    """What a student needs to be sampled and measured."""
+
+    mesh: Mesh | None
+    student: Student
+    chat: Chat
+    engine: JaxSampler
+    verifier: VerifierPool
+
+
+@dataclasses.dataclass(frozen=True)
+class School:
+    """What training needs on top: tasks, probes, the curator and the compiled steps."""
+
+    source: TaskSource
+    admission: Admission
+    replay: ReplayBuffer
+    curator: ProceduralCurator
+    validation: ProbeSet
+    tests: tuple[ProbeSet, ...]
+    sampling: SamplingParams
+    shapes: dict[str, BatchShape]  # by algorithm
+    steps: dict[str, Callable]  # by algorithm; (state, base, batch, rate) -> (state, metrics)
+    logprobs: Callable  # (lora, base, batch) -> (logprobs, entropies)
+
+
+def training_mesh(config: RunConfig) -> Mesh | None:
+    """The configured mesh over all devices; None on a single device."""
+    mesh = make_mesh(config.mesh)
+    return mesh if mesh.size > 1 else None
+
+
+@contextlib.contextmanager
+def open_rooms(config: RunConfig) -> Iterator[Rooms]:
+    """Loads the student and starts the verifiers; ends the verifiers on the way out."""
+    if config.student.compute_dtype == "float32":
+        # Accelerators multiply float32 in fewer bits unless told otherwise.
+        jax.config.update("jax_default_matmul_precision", "highest")
+    mesh = training_mesh(config)
+    student = load_student(config.student, config.lora, mesh, config.seed)
+    chat = Chat(resolve_source(config.student.source), config.student.system_prompt)
+    engine = JaxSampler(student, chat, config.rollout, mesh)
+    with VerifierPool(config.verifier) as verifier:
+        yield Rooms(mesh, student, chat, engine, verifier)
+
+
+def open_school(config: RunConfig, rooms: Rooms) -> School:
+    """Builds tasks, probes, curator and steps.  Steps compile at their first call."""
+    source = make_source(config.tasks)
+    validation, tests = make_probes(config, source)
+    reserved = [task for probe in (validation, *tests) for task in probe.tasks]
+    rollout, train = config.rollout, config.train
+    samples = rollout.prompts_per_step * rollout.num_generations
+    grpo = GrpoObjective(config.grpo, rollout.temperature, samples * rollout.max_new_tokens)
+    dropout_seed = config.seed if config.lora.dropout > 0 else None
+    shards = batch_shards(rooms.mesh)
+
+    def shape(rows: int) -> BatchShape:
+        return batch_shape(
+            rows,
+            train.microbatch_size,
+            rollout.max_prompt_tokens,
+            rollout.max_new_tokens,
+            shards,
+        )
+
+    return School(
+        source=source,
+        admission=Admission(rooms.verifier.judge, reserved),
+        replay=ReplayBuffer(config.tasks.replay_capacity),
+        curator=ProceduralCurator(
+            config.curator, source.cells(), rollout.num_generations, train.steps_per_round
+        ),
+        validation=validation,
+        tests=tests,
+        sampling=SamplingParams(
+            rollout.max_new_tokens, rollout.temperature, rollout.top_p, rollout.top_k
+        ),
+        shapes={"grpo": shape(samples), "sft": shape(config.sft.batch_size)},
+        steps={
+            name: make_train_step(rooms.student, objective, train, rooms.mesh, dropout_seed)
+            for name, objective in (("grpo", grpo), ("sft", SftObjective()))
+        },
+        logprobs=make_logprobs_fn(rooms.student, train, rollout.temperature, rooms.mesh),
+    )
+
+
+def make_probes(config: RunConfig, source: TaskSource) -> tuple[ProbeSet, tuple[ProbeSet, ...]]:
+    """The validation probes, which steer the run, and the test suites, which only report it."""
+    cells = parse_cells(config.eval.validation, "config.eval.validation")
+    validation = build_probes(source, "validation", cells, "validation")
+    tests = tuple(
+        build_probes(source, name, cells, "test")
+        for name, cells in parse_suites(config.eval.test).items()
+    )
+    return validation, tests
+
+
+def learning_rate(config: RunConfig, plan: Plan) -> float:
+    """The rate of the plan's steps, before the schedule."""
+    rates = {"sft": config.train.sft_learning_rate, "grpo": config.train.learning_rate}
+    return rates[plan.algorithm] * plan.learning_rate_scale
+
+
+def copy_state(state: nnx.State) -> nnx.State:
+    """A copy that survives the donation of ``state``."""
+    return jax.tree.map(jax.numpy.copy, state)
