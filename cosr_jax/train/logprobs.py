@@ -75,7 +75,7 @@ def completion_logprobs(
     Returns:
       float32 [rows, time] each.
     """
-    rows, time, width = hidden.shape
+    rows, time = targets.shape
     columns = max(1, min(time, chunk // rows))
     pieces = -(-time // columns)
     padding = pieces * columns - time

@@ -39,7 +39,11 @@ class SftObjective:
         return weight
 
     def __call__(
-        self, logprobs: jax.Array, entropy: jax.Array, reference: None, batch: TrainBatch
+        self,
+        logprobs: jax.Array,
+        entropy: jax.Array,
+        reference: jax.Array | None,
+        batch: TrainBatch,
     ) -> LossTerms:
         """Terms of ``batch``; ``logprobs`` and ``entropy`` are float32 [rows, completion]."""
         mask = batch.completion_mask

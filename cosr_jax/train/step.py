@@ -78,10 +78,10 @@ def init_state(lora: nnx.State, train: TrainConfig, mesh: Mesh | None = None) ->
 
 
 def train_state_shardings(mesh: Mesh, lora: nnx.State, train: TrainConfig) -> TrainState:
-    """Where a ``TrainState`` lives: moments like the adapters they belong to, counters anywhere."""
+    """A ``TrainState`` of shardings: moments like their adapters, counters on every device."""
     optimizer = make_optimizer(train)
-    replicated = NamedSharding(mesh, PartitionSpec())
-    of_lora = sharding.state_shardings(mesh, lora)
+    replicated: Any = NamedSharding(mesh, PartitionSpec())
+    of_lora: Any = sharding.state_shardings(mesh, lora)
     of_moments = optax.tree_utils.tree_map_params(
         optimizer,
         lambda _, where: where,
