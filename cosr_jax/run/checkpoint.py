@@ -47,7 +47,6 @@ _DISK_TROUBLE = {
     errno.EROFS: "make the folder writable",
     errno.EACCES: "make the folder writable",
     errno.EPERM: "make the folder writable",
-    errno.ENOTDIR: "make it a folder",
     errno.EIO: "check the disk",
 }
 
@@ -227,6 +226,9 @@ class CheckpointStore:
 
     def _make_room(self, step: int) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
+        # Orbax, refused half way through its set-up, leaves coroutines behind that nobody awaits.
+        manifest.replace_file(self.directory / ".probe", "can this folder be written?")
+        (self.directory / ".probe").unlink()
         if not self._is_clean:
             for path in self.directory.iterdir():
                 is_unfinished = _STEP_FOLDER.fullmatch(path.name) and not (
@@ -331,14 +333,17 @@ class CheckpointStore:
 
         TensorStore reports its errors as ValueError, with the system's message in the text.
         """
-        for code, remedy in _DISK_TROUBLE.items():
-            if getattr(error, "errno", None) == code or os.strerror(code) in str(error):
-                latest = self.latest_step()
-                raise UserError(
-                    f"checkpoint of step {step} could not be written to {self.directory}: "
-                    f"{os.strerror(code)}",
-                    f"{remedy} and run the same command again; the latest saved step is {latest}",
-                ) from error
+        codes = [code for code in _DISK_TROUBLE if os.strerror(code) in str(error)]
+        if isinstance(error, OSError) and error.errno is not None:
+            codes.insert(0, error.errno)
+        if codes:
+            remedy = _DISK_TROUBLE.get(codes[0], "mend the folder")
+            raise UserError(
+                f"checkpoint of step {step} could not be written to {self.directory}: "
+                f"{os.strerror(codes[0])}",
+                f"{remedy} and run the same command again; "
+                f"the latest saved step is {self.latest_step()}",
+            ) from error
 
 
 def _named_leaves(tree: PyTree) -> dict[str, Any]:

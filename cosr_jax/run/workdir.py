@@ -140,6 +140,8 @@ def _lock(root: Path) -> TextIO:
     lock.truncate(0)
     lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
     lock.flush()
+    # A forked worker that outlives a killed run would otherwise hold the lock on.
+    os.register_at_fork(after_in_child=lock.close)
     return lock
 
 
