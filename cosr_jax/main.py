@@ -31,13 +31,22 @@ _STDOUT = 1  # the process's own, whatever sys.stdout is
 
 
 @dataclasses.dataclass(frozen=True)
+class Call:
+    """What the user wrote after the command's name."""
+
+    arguments: tuple[str, ...]  # all of it, as it was
+    flags: flags.FlagValues
+    overrides: list[str]  # the --config.section.key=value among the arguments
+
+
+@dataclasses.dataclass(frozen=True)
 class Command:
-    """One subcommand: ``define`` adds its flags, ``run`` gets them with the config overrides."""
+    """One subcommand: ``define`` adds its flags, ``run`` returns the exit code."""
 
     summary: str
     usage: str
     define: Callable[[flags.FlagValues], None]
-    run: Callable[[flags.FlagValues, list[str]], int]
+    run: Callable[[Call], int]
     takes_config: bool = True
 
 
@@ -87,7 +96,7 @@ def _dispatch(args: list[str]) -> int:
     _parse(values, others, name)
     # Orbax alone writes about sixty lines for each save at the default level.
     logging.set_verbosity(logging.WARNING)
-    return command.run(values, overrides)
+    return command.run(Call(tuple(args[1:]), values, overrides))
 
 
 def _parse(values: flags.FlagValues, args: list[str], name: str) -> None:
@@ -116,12 +125,17 @@ def _train_flags(values: flags.FlagValues) -> None:
     )
 
 
-def _train(values: flags.FlagValues, overrides: list[str]) -> int:
-    config = _required_config(values, overrides, "train")
-    workdir = _required_workdir(values, "train")
+def _train(call: Call) -> int:
+    config = _required_config(call, "train")
+    workdir = _required_workdir(call, "train")
     from cosr_jax.run import loop
 
-    loop.train(config, workdir=workdir, allow_config_change=values.allow_config_change)
+    loop.train(
+        config,
+        workdir=workdir,
+        allow_config_change=call.flags.allow_config_change,
+        arguments=call.arguments,
+    )
     return 0
 
 
@@ -136,26 +150,27 @@ def _eval_flags(values: flags.FlagValues) -> None:
     )
 
 
-def _eval(values: flags.FlagValues, overrides: list[str]) -> int:
-    if values.suite is not None:
-        if not Path(values.suite).is_file():
-            raise UserError(f"--suite={values.suite}: there is no such file", "check the path")
-        overrides = [*overrides, f"--config.eval.suite_file={values.suite}"]
-    workdir = None if values.workdir is None else _checked_workdir(values.workdir)
-    if workdir is None and values.config is None:
-        raise UserError(
-            "--workdir and --config are missing",
-            "give --workdir of a run, or --config to measure the base student",
-        )
-    if workdir is None or (values.config is not None and not (workdir / "config.yaml").exists()):
-        config = load_config(values.config, overrides)
-    elif values.config is not None:
-        raise UserError(
-            f"--config={values.config}: the run in --workdir={workdir} has its own settings",
-            "leave --config out, or name a new --workdir to measure the base student",
-        )
-    else:
+def _eval(call: Call) -> int:
+    overrides = call.overrides
+    if call.flags.suite is not None:
+        if not Path(call.flags.suite).is_file():
+            raise UserError(f"--suite={call.flags.suite}: there is no such file", "check the path")
+        overrides = [*call.overrides, f"--config.eval.suite_file={call.flags.suite}"]
+    workdir = None if call.flags.workdir is None else _checked_workdir(call.flags.workdir)
+    if call.flags.config is None:
+        if workdir is None:
+            raise UserError(
+                "--workdir and --config are missing",
+                "give --workdir of a run, or --config to measure the base student",
+            )
         config = override(_saved_config(workdir), overrides)
+    else:
+        if workdir is not None and (workdir / "config.yaml").exists():
+            raise UserError(
+                f"--config={call.flags.config}: the run in {workdir} has its own settings",
+                "leave --config out, or name a new --workdir to measure the base student",
+            )
+        config = load_config(call.flags.config, overrides)
     from cosr_jax.run import loop
 
     loop.evaluate(config, workdir)
@@ -177,17 +192,17 @@ def _export_flags(values: flags.FlagValues) -> None:
     )
 
 
-def _export(values: flags.FlagValues, overrides: list[str]) -> int:
-    workdir = _required_workdir(values, "export")
-    named = values.step in ("best", "latest")
-    if not named and not values.step.isdecimal():
-        raise UserError(f"--step={values.step} is not a step", "write best, latest or a number")
+def _export(call: Call) -> int:
+    workdir = _required_workdir(call, "export")
+    named = call.flags.step in ("best", "latest")
+    if not named and not call.flags.step.isdecimal():
+        raise UserError(f"--step={call.flags.step} is not a step", "write best, latest or a number")
     _saved_config(workdir)  # says what is missing before JAX starts
-    step = values.step if named else int(values.step)
-    out = None if values.out is None else Path(values.out)
+    step = call.flags.step if named else int(call.flags.step)
+    out = None if call.flags.out is None else Path(call.flags.out)
     from cosr_jax.run import export
 
-    export.export(workdir, format=values.format, step=step, out=out)
+    export.export(workdir, format=call.flags.format, step=step, out=out)
     return 0
 
 
@@ -202,11 +217,11 @@ def _plan_flags(values: flags.FlagValues) -> None:
     )
 
 
-def _plan(values: flags.FlagValues, overrides: list[str]) -> int:
-    config = _required_config(values, overrides, "plan")
+def _plan(call: Call) -> int:
+    config = _required_config(call, "plan")
     from cosr_jax.run import plan
 
-    plan.plan(config, values.topology)
+    plan.plan(config, call.flags.topology)
     return 0
 
 
@@ -214,10 +229,10 @@ def _doctor_flags(values: flags.FlagValues) -> None:
     _define_workdir(values, "also check that this folder can hold a run")
 
 
-def _doctor(values: flags.FlagValues, overrides: list[str]) -> int:
+def _doctor(call: Call) -> int:
     from cosr_jax.run import doctor
 
-    return doctor.doctor(None if values.workdir is None else Path(values.workdir))
+    return doctor.doctor(None if call.flags.workdir is None else Path(call.flags.workdir))
 
 
 COMMANDS = {
@@ -270,12 +285,12 @@ def _define_workdir(values: flags.FlagValues, meaning: str) -> None:
     flags.DEFINE_string("workdir", None, meaning, flag_values=values)
 
 
-def _required_config(values: flags.FlagValues, overrides: list[str], name: str) -> RunConfig:
-    if values.config is None:
+def _required_config(call: Call, name: str) -> RunConfig:
+    if call.flags.config is None:
         raise UserError(
             f"cosr {name}: --config is missing", "write e.g. --config=configs/quickstart.py"
         )
-    return load_config(values.config, overrides)
+    return load_config(call.flags.config, call.overrides)
 
 
 def _saved_config(workdir: Path) -> RunConfig:
@@ -284,10 +299,10 @@ def _saved_config(workdir: Path) -> RunConfig:
     return read_config(workdir)
 
 
-def _required_workdir(values: flags.FlagValues, name: str) -> Path:
-    if not values.workdir:
+def _required_workdir(call: Call, name: str) -> Path:
+    if not call.flags.workdir:
         raise UserError(f"cosr {name}: --workdir is missing", "write e.g. --workdir=runs/first")
-    return _checked_workdir(values.workdir)
+    return _checked_workdir(call.flags.workdir)
 
 
 def _checked_workdir(text: str) -> Path:

@@ -101,7 +101,11 @@ def test_train_hands_over_the_resolved_config(calls, tmp_path):
     assert main(args) == 0
     [(name, (config,), kwargs)] = calls
     assert name == "loop.train"
-    assert kwargs == {"workdir": tmp_path / "run", "allow_config_change": False}
+    assert kwargs == {
+        "workdir": tmp_path / "run",
+        "allow_config_change": False,
+        "arguments": tuple(args[1:]),  # for the report's "next commands"
+    }
     assert isinstance(config, RunConfig)
     assert (config.seed, config.train.learning_rate, config.train.max_rounds) == (3, 3e-4, 7)
     assert config.eval.test == ("a=addition/2:20", "b=*:1")

@@ -25,6 +25,7 @@ A config file starts from the defaults below, changes a few lines and returns th
 ```python
 from cosr_jax.config import default_config
 
+
 def get_config(arg=""):
     config = default_config()
     config.train.learning_rate = 1e-4
