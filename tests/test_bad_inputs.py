@@ -11,6 +11,7 @@ import yaml
 
 from cosr_jax.config import RunConfig, to_dict
 from cosr_jax.main import main
+from cosr_jax.run.workdir import open_workdir
 
 CONFIG = """\
 from cosr_jax.config import default_config
@@ -190,6 +191,53 @@ def test_a_mistake_is_one_line_with_its_remedy(name, capsys, tmp_path, monkeypat
     for part in mistake.says:
         assert part in line
     assert sorted(p for p in tmp_path.rglob("*") if "__pycache__" not in str(p)) == before
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Makes ``cosr train`` with good.py in a fresh folder, and gives its one line on stderr."""
+    monkeypatch.chdir(tmp_path)
+    Path("good.py").write_text(GOOD["good.py"], encoding="utf-8")
+
+    def call(capsys, *args):
+        assert main(["train", "--config=good.py", "--workdir=run", *args]) == 2
+        [line] = capsys.readouterr().err.splitlines()
+        return line
+
+    return call
+
+
+def test_a_workdir_in_use_is_refused(run, capsys):
+    with open_workdir("run", RunConfig(seed=1)):
+        line = run(capsys)
+    assert "is in use by pid" in line and "another path" in line
+
+
+def test_a_changed_config_is_refused_with_the_differing_keys(run, capsys):
+    open_workdir("run", RunConfig(seed=1)).close()
+    line = run(capsys, "--config.seed=2", "--config.lora.rank=8")
+    assert "config.seed: 1 -> 2" in line and "config.lora.rank: 16 -> 8" in line
+    assert "--allow_config_change" in line
+
+
+@pytest.mark.parametrize(
+    ("config_json", "says"),
+    [
+        (None, "config.json: no such file"),
+        ('{"model_type": "gpt2"}', "model_type 'gpt2' is not supported"),
+        ('{"model_type": "llama"}', "'num_attention_heads' is missing"),
+    ],
+)
+def test_a_student_that_cannot_be_used_is_named(run, capsys, config_json, says):
+    Path("student").mkdir()
+    if config_json is not None:
+        Path("student/config.json").write_text(config_json, encoding="utf-8")
+    assert says in run(capsys, "--config.student.source=./student")
+
+
+def test_a_student_that_is_not_there_is_named(run, capsys):
+    line = run(capsys, "--config.student.source=/no/such/student")
+    assert "config.student.source: '/no/such/student' does not exist" in line
 
 
 def test_debug_adds_the_traceback(capsys, tmp_path, monkeypatch):
