@@ -171,9 +171,9 @@ def _eval(call: Call) -> int:
                 "leave --config out, or name a new --workdir to measure the base student",
             )
         config = load_config(call.flags.config, overrides)
-    from cosr_jax.run import loop
+    from cosr_jax.run import evaluate
 
-    loop.evaluate(config, workdir)
+    evaluate.evaluate(config, workdir)
     return 0
 
 
