@@ -32,7 +32,8 @@ def calls(monkeypatch):
     import cosr_jax.run
 
     for module, names in {
-        "loop": ["train", "evaluate"],
+        "loop": ["train"],
+        "evaluate": ["evaluate"],
         "export": ["export"],
         "plan": ["plan"],
         "doctor": ["doctor"],
@@ -128,7 +129,7 @@ def test_eval_of_a_run_uses_its_saved_settings(calls, workdir):
     args = ["eval", f"--workdir={workdir}", f"--suite={suite}", "--config.eval.max_new_tokens=9"]
     assert main(args) == 0
     [(name, (config, where), _)] = calls
-    assert (name, where) == ("loop.evaluate", workdir)
+    assert (name, where) == ("evaluate.evaluate", workdir)
     assert (config.seed, config.eval.suite_file, config.eval.max_new_tokens) == (11, str(suite), 9)
 
 
