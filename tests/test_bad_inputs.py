@@ -167,6 +167,12 @@ MISTAKES = {
     "no suite file": Mistake(
         "eval --config=good.py --suite=no.jsonl", ("--suite=no.jsonl", "check the path")
     ),
+    "suite file without JSON": Mistake(
+        "eval --config=good.py --suite=s.jsonl", ("s.jsonl:1", "not JSON"), {"s.jsonl": "x"}
+    ),
+    "suite file without a field": Mistake(
+        "eval --config=good.py --suite=s.jsonl", ("s.jsonl:1", "'domain'"), {"s.jsonl": "{}"}
+    ),
     "saved settings cut short": saved("seed: [1", "config.yaml", "damaged", "restore"),
     "saved settings of another kind": saved("[1, 2]", "config.yaml", "no mapping"),
     "saved settings out of range": saved("seed: -1", "config.seed: -1", "at least 0"),
