@@ -111,13 +111,14 @@ class Run:
         while not self.state.status:
             if self.state.plan is None:
                 self.state.plan = self.plan_round()
-            while self.state.tally.steps < self.state.plan.steps and not self.round_is_hopeless():
+            while not self.round_is_over(self.state.plan):
                 if stop.poll(self.state.step):
                     self.save()
                     return None
                 self.take_step(self.state.plan)
-                if self.state.step % self.config.checkpoint.every_steps == 0:
-                    self.save()
+                is_due = self.state.step % self.config.checkpoint.every_steps == 0
+                if is_due and not self.round_is_over(self.state.plan):
+                    self.save()  # the end of a round saves with the measurement that follows
             self.finish_round(self.state.plan)
         return self.report(arguments)
 
@@ -248,16 +249,12 @@ class Run:
         self.rooms.engine.set_adapters(self.arrays.lora)
         return {name: float(value) for name, value in jax.device_get(metrics).items()}
 
-    def round_is_hopeless(self) -> bool:
-        """Whether GRPO has too few informative groups to go on with this round."""
-        tally = self.state.tally
+    def round_is_over(self, plan: Plan) -> bool:
+        """Whether all steps are done, or the run ends, or GRPO has too few informative groups."""
+        tally, gate = self.state.tally, self.config.curator.min_informative
         share = tally.informative_share
-        return (
-            self.state.status != ""
-            or (tally.steps >= _STEPS_BEFORE_GATE
-            and share is not None
-            and share < self.config.curator.min_informative)
-        )
+        is_hopeless = tally.steps >= _STEPS_BEFORE_GATE and share is not None and share < gate
+        return tally.steps >= plan.steps or self.state.status != "" or is_hopeless
 
     def finish_round(self, plan: Plan) -> None:
         """Measures, rewards the curator, tests for convergence, saves."""
