@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from cosr_jax.buckets import bucket_length
 from cosr_jax.train.advantages import group_advantages
 from cosr_jax.types import Outcome, RolloutGroup
 
@@ -75,23 +76,6 @@ def batch_shape(
     """The shape that holds ``samples`` rows in whole microbatches, each whole on every shard."""
     size = microbatch_rows(samples, microbatch_size, shards)
     return BatchShape(-(-samples // size) * size, size, max_prompt, max_completion)
-
-
-def bucket_length(longest: int, limit: int) -> int:
-    """The rung that holds ``longest`` tokens: 16, 32, 48, 64, 96, 128, 192, ..., or ``limit``.
-
-    Two rungs an octave keep padding under a third and programs few.
-
-    Raises:
-      ValueError: ``longest`` is over ``limit``.
-    """
-    if longest > limit:
-        raise ValueError(f"a sequence of {longest} tokens is over the limit of {limit}")
-    rung = 16
-    while rung < longest:
-        rung *= 2
-    three_quarters = rung * 3 // 4
-    return min(three_quarters if longest <= three_quarters and rung > 32 else rung, limit)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,7 +98,7 @@ def make_train_step(
     train: TrainConfig,
     mesh: Mesh | None = None,
     dropout_seed: int | None = None,
-) -> Callable[[TrainState, nnx.State, TrainBatch, jax.Array | float], tuple[TrainState, Metrics]]:
+) -> jax.stages.Wrapped:
     """Compiles ``(state, base, batch, learning_rate) -> (state, metrics)``; only adapters move.
 
     Microbatches are summed in float32 in a loop of ``batch.num_microbatches`` turns, so a batch
@@ -196,7 +196,7 @@ def make_logprobs_fn(
     train: TrainConfig,
     temperature: float,
     mesh: Mesh | None = None,
-) -> Callable[[nnx.State, nnx.State, TrainBatch], tuple[jax.Array, jax.Array]]:
+) -> jax.stages.Wrapped:
     """Compiles ``(lora, base, batch) -> (logprobs, entropies)``, float32 [rows, completion], nats.
 
     Values at padding are zero.  The trainer asks it for ``old_logprobs`` before it takes several
