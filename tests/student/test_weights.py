@@ -1,0 +1,129 @@
+"""Reading and writing safetensors folders, whole or in shards, onto one device or many."""
+
+import json
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from student_fixtures import LORA, TINY_NAMES, tiny_student, tiny_weights, write_folder
+
+from cosr_jax import sharding
+from cosr_jax.config import MeshConfig, StudentConfig
+from cosr_jax.student.model import abstract_student
+from cosr_jax.student.tensor_files import INDEX_NAME, TensorFolder, building, write_tensors
+from cosr_jax.student.weights import HF_NAMES, hf_tensors, load_base, load_config
+from cosr_jax.types import UserError
+
+
+@pytest.mark.parametrize("name", TINY_NAMES)
+def test_every_tensor_comes_back_under_its_name(name):
+    variables = ((p, v.get_raw_value()) for p, v in tiny_student(name).base.flat_state())
+    got, wanted = dict(hf_tensors(variables)), tiny_weights(name)
+    assert got.keys() == wanted.keys()
+    for tensor, value in wanted.items():
+        np.testing.assert_array_equal(got[tensor], value)
+
+
+def test_the_name_table_covers_the_model():
+    paths = {path for path, _ in tiny_student("tiny_llama3").base.flat_state()}
+    assert paths == set(HF_NAMES)
+
+
+@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 4, 2)])
+def test_a_mesh_gets_the_same_weights_in_parts(sizes, tmp_path):
+    folder = write_folder(tmp_path, "tiny_llama3")
+    mesh = sharding.make_mesh(MeshConfig(*sizes))
+    student = tiny_student("tiny_llama3")
+    abstract = abstract_student(student.config, StudentConfig(), LORA).base
+    spread = load_base(abstract, folder, mesh)
+    wanted = sharding.state_shardings(mesh, abstract).flat_state()
+    for (path, got), (_, alone), (_, where) in zip(
+        spread.flat_state(), student.base.flat_state(), wanted, strict=True
+    ):
+        value = got.get_raw_value()
+        assert value.sharding.is_equivalent_to(where.get_raw_value(), value.ndim), path
+        np.testing.assert_array_equal(value, alone.get_raw_value())
+    kernel = spread["layers"]["mlp"]["up_proj"]["kernel"].get_raw_value()
+    shard = kernel.addressable_shards[0].data.size
+    assert shard * sizes[1] * sizes[2] == kernel.size
+
+
+def test_bfloat16_rounds_once(tmp_path):
+    folder = write_folder(tmp_path, "tiny_llama")
+    config = load_config(str(folder))
+    abstract = abstract_student(config, StudentConfig(param_dtype="bfloat16"), LORA).base
+    for ours, wide in zip(
+        jax.tree.leaves(load_base(abstract, folder)),
+        jax.tree.leaves(tiny_student().base),
+        strict=True,
+    ):
+        assert ours.dtype == "bfloat16"
+        np.testing.assert_array_equal(ours, np.asarray(wide).astype(ml_dtypes.bfloat16))
+
+
+def test_an_untied_copy_of_a_tied_head_and_old_buffers_are_passed_over(tmp_path):
+    folder = write_folder(tmp_path, "tiny_llama")
+    weights = tiny_weights("tiny_llama")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
+    write_tensors(folder, weights.items())
+    abstract = abstract_student(load_config(str(folder)), StudentConfig(), LORA).base
+    assert jax.tree.structure(load_base(abstract, folder)) == jax.tree.structure(abstract)
+
+
+DTYPES = st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16])
+
+
+@given(
+    sizes=st.lists(
+        st.tuples(st.integers(1, 40), st.integers(1, 5), DTYPES), min_size=1, max_size=6
+    ),
+    shard_bytes=st.integers(1, 600),
+)
+@settings(max_examples=25, deadline=None)
+def test_shards_hold_what_was_written(sizes, shard_bytes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    rng = np.random.default_rng(0)
+    tensors = {f"t{i}": rng.normal(size=(a, b)).astype(d) for i, (a, b, d) in enumerate(sizes)}
+    write_tensors(folder, tensors.items(), shard_bytes)
+    read = TensorFolder(folder)
+    assert read.names == tensors.keys()
+    for name, value in tensors.items():
+        assert read.shape(name) == value.shape
+        np.testing.assert_array_equal(read.read(name), value)
+        part = (slice(1, 3), slice(0, 1))
+        if value.shape[0] >= 3:
+            np.testing.assert_array_equal(read.read(name, part), value[part])
+    files = sorted(p.name for p in folder.iterdir())
+    if len(files) > 1:
+        index = json.loads((folder / INDEX_NAME).read_text())
+        assert {*index["weight_map"].values(), INDEX_NAME} == set(files)
+        assert index["metadata"]["total_size"] == sum(v.nbytes for v in tensors.values())
+    else:
+        assert files == ["model.safetensors"]
+
+
+def test_a_folder_is_built_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "out"
+
+    def build(content, fail=False, **how):
+        with building(target, **how) as fresh:
+            (fresh / "file").write_text(content)
+            if fail:
+                raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        build("half", fail=True)
+    assert list(tmp_path.iterdir()) == []
+    build("one")
+    with pytest.raises(UserError, match="already exists"):
+        build("two")
+    with pytest.raises(RuntimeError):
+        build("two", fail=True, replace=True)
+    assert (target / "file").read_text() == "one"
+    build("two", replace=True)
+    assert (target / "file").read_text() == "two"
+    assert list(tmp_path.iterdir()) == [target]
