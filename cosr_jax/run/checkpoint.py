@@ -8,7 +8,8 @@ would leave nothing to resume from.
 
 Layout: ``DIRECTORY/00000012/{arrays/, host/data.json, manifest.json, ...}``.
 
-Not tested: more than one process, and file systems other than a local POSIX one.
+Not tested: file systems other than a local POSIX one; more than two processes, and those only by
+hand on one machine.
 """
 
 from __future__ import annotations
@@ -240,7 +241,7 @@ class CheckpointStore:
             self._is_clean = True
         if self._folder(step).exists():  # damaged, or latest_step would have known it
             _discard(self._folder(step))
-            self._damaged.discard(step)
+        self._damaged.discard(step)  # what restore thought of it no longer holds
 
     def _finish(self, step: int, response: Any, facts: dict[str, Any]) -> None:
         folder = self._folder(step)

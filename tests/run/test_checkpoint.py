@@ -265,6 +265,17 @@ def test_leftovers_of_a_kill_are_ignored_and_removed_by_the_next_save(tmp_path):
     assert step_names(tmp_path) == ["00000004", "00000008", "00000010", "notes.txt"]
 
 
+def test_a_step_left_unfinished_is_saved_anew_under_its_number(tmp_path):
+    fill(tmp_path, [1, 2])
+    (tmp_path / "00000002" / manifest.NAME).unlink()
+    with CheckpointStore(tmp_path, keep=1) as store:
+        assert store.restore(small(0)).step == 1
+        store.save(2, small(20), {})
+    assert step_names(tmp_path) == ["00000002"]
+    with CheckpointStore(tmp_path, keep=1) as store:
+        assert store.restore(small(0)).arrays["count"] == 20
+
+
 def test_an_old_step_outlives_every_moment_before_the_new_seal(tmp_path, monkeypatch):
     fill(tmp_path, [1], keep=1)
 
@@ -379,7 +390,7 @@ def test_orbax_is_quiet(tmp_path):
 
 # One process imports everything and forks a run for every kill: imports are most of a run's time.
 _KILLED_RUNS = textwrap.dedent("""
-    import os, random, signal, sys, time
+    import os, random, signal, sys, time, traceback
     import jax, jax.numpy as jnp, numpy as np
     from cosr_jax.run.checkpoint import CheckpointStore
 
@@ -408,23 +419,27 @@ _KILLED_RUNS = textwrap.dedent("""
         read, write = os.pipe()
         child = os.fork()
         if not child:
-            status = 1
             try:
                 run(write)
-            finally:
-                os._exit(1)
+            except BaseException:
+                traceback.print_exc()
+            os._exit(1)
         os.close(write)
         with open(read) as reports:
-            line = reports.readline()
-            assert line, "the run died before it was killed"
-            start = int(line)
-            assert start >= reached, f"resumed at {start} after {reached} had been saved"
-            for _ in range(rng.randint(0, 2)):
-                reached = int(reports.readline())
-            time.sleep(rng.uniform(0.0, 0.2))
-            os.kill(child, signal.SIGKILL)
-            reached = max([reached, start, *(int(line) for line in reports)])
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+            try:
+                line = reports.readline()
+                assert line, "the run died before it was killed"
+                start = int(line)
+                assert start >= reached, f"resumed at {start} after {reached} had been saved"
+                reached = start
+                for _ in range(rng.randint(0, 2)):
+                    reached = int(reports.readline())
+                time.sleep(rng.uniform(0.0, 0.2))
+            finally:
+                os.kill(child, signal.SIGKILL)
+                status = os.waitpid(child, 0)[1]
+            reached = max([reached, *(int(line) for line in reports)])
+        assert status == signal.SIGKILL
     print(reached)
 """)
 
