@@ -136,5 +136,8 @@ def learning_rate(config: RunConfig, plan: Plan) -> float:
 
 
 def copy_state(state: nnx.State) -> nnx.State:
-    """A copy that survives the donation of ``state``."""
-    return jax.tree.map(jax.numpy.copy, state)
+    """A copy that survives the donation of ``state``, committed to its devices.
+
+    Steps return committed arrays; begun with others, every program would be compiled twice.
+    """
+    return jax.tree.map(lambda x: jax.device_put(jax.numpy.copy(x), x.sharding), state)
