@@ -95,11 +95,10 @@ import os, sys, time
 from cosr_jax.config import RunConfig
 from cosr_jax.run.workdir import open_workdir
 workdir = open_workdir(sys.argv[1], RunConfig())
-child = os.fork()
-if not child:
+if not os.fork():
+    print(os.getpid(), flush=True)
     time.sleep(60)
     os._exit(0)
-print(child, flush=True)
 sys.stdin.read()
 """
 
