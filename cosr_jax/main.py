@@ -2,8 +2,8 @@
 
 Flags are absl's and ``--config`` follows ml_collections' conventions.  JAX is imported only once a
 command runs, so help and mistakes answer at once.  Exit codes: 0 done, 1 unexpected failure (or a
-failed check of ``cosr doctor``), 2 a mistake in what the user gave, 130 interrupted, 141 nobody
-reads the output.
+failed check of ``cosr doctor``), 2 a mistake in what the user gave, 130 interrupted, 143 terminated
+(a run has saved and the same command resumes), 141 nobody reads the output.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import select
+import signal
 import sys
 import textwrap
 import traceback
@@ -130,13 +131,13 @@ def _train(call: Call) -> int:
     workdir = _required_workdir(call, "train")
     from cosr_jax.run import loop
 
-    loop.train(
+    outcome = loop.train(
         config,
         workdir=workdir,
         allow_config_change=call.flags.allow_config_change,
         arguments=call.arguments,
     )
-    return 0
+    return 128 + outcome if isinstance(outcome, signal.Signals) else 0
 
 
 def _eval_flags(values: flags.FlagValues) -> None:

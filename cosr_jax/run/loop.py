@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import signal
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from cosr_jax.config import RunConfig
+from cosr_jax.config import RunConfig, config_hash
 from cosr_jax.run import convergence
 from cosr_jax.run.checkpoint import CheckpointStore
 from cosr_jax.run.evaluation import ProbeResult, measure
@@ -38,7 +40,7 @@ from cosr_jax.run.workdir import Workdir, open_workdir
 from cosr_jax.tasks.probes import ProbeSet
 from cosr_jax.train.batching import TrainBatch, grpo_batch, sft_batch
 from cosr_jax.train.step import TrainState, init_state
-from cosr_jax.types import CellEvidence, Diagnosis, Plan, RolloutGroup, Task
+from cosr_jax.types import CellEvidence, Diagnosis, Outcome, Plan, RolloutGroup, Task, UserError
 
 #: GRPO steps of a round before its share of informative groups may end it.
 _STEPS_BEFORE_GATE = 2
@@ -49,7 +51,7 @@ def train(
     workdir: Path,
     allow_config_change: bool = False,
     arguments: tuple[str, ...] = (),
-) -> RunReport | None:
+) -> RunReport | signal.Signals:
     """Trains until convergence, or goes on where an earlier call on ``workdir`` was stopped.
 
     Args:
@@ -59,7 +61,7 @@ def train(
       arguments: of the command line, for the report's next commands.
 
     Returns:
-      The report, which is also in the workdir; None if a signal asked to stop before the end.
+      The report, which is also in the workdir; or the signal that asked to stop before the end.
 
     Raises:
       UserError: a setting, file or folder cannot be used.
@@ -77,8 +79,8 @@ def train(
         report = run.to_the_end(stop, arguments)
     if report is None:
         print(f"stopped by {stop.requested}; the same command resumes", file=sys.stderr)
-    else:
-        render_terminal(report)
+        return signal.Signals[stop.requested]
+    render_terminal(report)
     return report
 
 
@@ -99,6 +101,7 @@ class Run:
         self.state = LoopState()
         self.arrays = init_state(copy_state(rooms.student.lora), config.train, rooms.mesh)
         self._saved_step = -1
+        self._verifier_failed = False
         self._started = time.monotonic()
         rows = self._restore()
         self.logbook = Logbook(files, config, self.state.step, rows)
@@ -119,16 +122,24 @@ class Run:
                 is_due = self.state.step % self.config.checkpoint.every_steps == 0
                 if is_due and not self.round_is_over(self.state.plan):
                     self.save()  # the end of a round saves with the measurement that follows
-            self.finish_round(self.state.plan)
+            if not self._verifier_failed:
+                self.finish_round(self.state.plan)
         return self.report(arguments)
 
     def measure_baseline(self) -> None:
         """Measures the untrained student: the test suites' "before", and the first validation."""
-        for probe in self.school.tests:
+        results = []
+        for probe in (*self.school.tests, self.school.validation):
             self.progress.phase(f"measuring the student on {probe.name} ({len(probe.tasks)} tasks)")
-            self.state.before[probe.name] = self.measure(probe)
-        self.progress.phase("measuring the student on the validation tasks")
-        self.take_score(self.measure(self.school.validation))
+            results.append(self.measure(probe))
+            self.check_verifier(results[-1].judged, f"{probe.name} tasks")
+            if self._verifier_failed:
+                raise UserError(
+                    self.state.reason, "see cosr doctor, then run the same command again"
+                )
+        *before, validation = results
+        self.state.before = {p.name: r for p, r in zip(self.school.tests, before, strict=True)}
+        self.take_score(validation)
         self.logbook.curves(self.state)
         self.save(is_best=True)
 
@@ -165,6 +176,8 @@ class Run:
                 task = self.school.source.draw(cell, int(rng.integers(2**31)), "train")
                 tasks.setdefault(task.key, task)
         groups = self.sample(list(tasks.values()), seed)
+        judged = [v.outcome is not Outcome.ERROR for group in groups for v in group.verdicts]
+        self.check_verifier(judged, "samples for the diagnosis")
         return count_evidence(groups, config.verifier.accept)
 
     def take_step(self, plan: Plan) -> None:
@@ -264,10 +277,14 @@ class Run:
                 f"round {state.round + 1} cut short: {state.tally.informative_share:.0%} of groups "
                 f"informative, under {self.config.curator.min_informative:.0%}"
             )
+        self.progress.phase("measuring the student on the validation tasks")
+        result = self.measure(self.school.validation)
+        self.check_verifier(result.judged, "validation tasks")
+        if self._verifier_failed:
+            return
         state.round += 1
         previous = state.score
-        self.progress.phase("measuring the student on the validation tasks")
-        decision = self.take_score(self.measure(self.school.validation))
+        decision = self.take_score(result)
         assert previous is not None and state.score is not None
         self.school.curator.observe_gain(plan, state.score - previous)
         if decision.stop and not state.status:
@@ -304,11 +321,25 @@ class Run:
                 f"{int(metrics['nonfinite'])} updates in a row were not finite; "
                 "lower config.train.learning_rate"
             )
-        if state.tally.error_share > config.verifier.max_error_rate:
-            state.status = "stopped"
-            state.reason = (
-                f"the verifier could not judge {state.tally.error_share:.0%} of the round's "
-                f"samples (limit {config.verifier.max_error_rate:.0%}); see samples/"
+        self.check_verifier(
+            [False] * state.tally.errors + [True] * (state.tally.samples - state.tally.errors),
+            "samples of the round",
+        )
+
+    def check_verifier(self, judged: Sequence[bool], what: str) -> None:
+        """Ends the run when too many verdicts are missing.
+
+        Unlike every other end this one is not saved: it says nothing about the student, so the same
+        command tries again from the last checkpoint.
+        """
+        limit = self.config.verifier.max_error_rate
+        share = 1 - sum(judged) / len(judged) if judged else 0.0
+        if share > limit:
+            self._verifier_failed = True
+            self.state.status = "stopped"
+            self.state.reason = (
+                f"the verifier could not judge {share:.0%} of the {what} "
+                f"(config.verifier.max_error_rate is {limit:.0%})"
             )
 
     def report(self, arguments: tuple[str, ...]) -> RunReport:
@@ -358,6 +389,8 @@ class Run:
         if self._saved_step == self.state.step:
             return
         host = {
+            "config": config_hash(self.config),
+            "probes": self.probe_hashes(),
             "loop": dataclasses.replace(self.state, wall_s=self.wall_s()).to_dict(),
             "curator": self.school.curator.state_dict(),
             "replay": self.school.replay.state_dict(),
@@ -376,14 +409,33 @@ class Run:
         if self.store.latest_step() is None:
             return {}
         restored = self.store.restore(self.arrays)
-        self.arrays = restored.arrays
         host: dict[str, Any] = restored.host_state
+        where = f"{self.store.directory}, step {restored.step}"
+        if host["probes"] != self.probe_hashes():
+            raise UserError(
+                f"{where} was measured on other tasks than config.eval and config.tasks ask for",
+                "take these sections back, or start in a new workdir",
+            )
+        self.arrays = restored.arrays
         self.state = LoopState.from_dict(host["loop"])
-        self.school.curator.load_state_dict(host["curator"])
+        try:
+            self.school.curator.load_state_dict(host["curator"])
+        except ValueError as error:
+            raise UserError(
+                f"{where}: {error}", "take config.tasks back, or a new workdir"
+            ) from error
         self.school.replay.load_state_dict(host["replay"])
         self._saved_step = restored.step
         self.progress.note(f"resuming after step {restored.step}")
+        is_changed = host["config"] != config_hash(self.config)
+        if self.state.status and is_changed and self.state.round < self.config.train.max_rounds:
+            self.progress.note(f"going on with another config after: {self.state.reason}")
+            self.state.status = self.state.reason = ""
         return host["rows"]
+
+    def probe_hashes(self) -> list[list[str]]:
+        """Name and content of all that the student is measured on."""
+        return [[p.name, p.sha256] for p in (*self.school.tests, self.school.validation)]
 
 
 def merge_evidence(evidence: list[CellEvidence]) -> list[CellEvidence]:
