@@ -17,13 +17,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cosr_jax import sharding
+from cosr_jax.buckets import bucket_length, bucket_rows
 from cosr_jax.config import RolloutConfig
 from cosr_jax.protocols import ChatTokenizer
 from cosr_jax.rollout.sampling import draw_token
 from cosr_jax.student.model import Student, merge
 from cosr_jax.types import Completion, SamplingParams, UserError
-
-_PROMPT_BUCKET = 16
 
 
 class JaxSampler:
@@ -90,13 +89,17 @@ class JaxSampler:
                     f"admit a prompt of {len(prompt)} tokens",
                     "raise it, or shorten the task's text",
                 )
-        per_call = max(1, self._config.max_rows // num_generations)
+        per_call = self._max_prompts(num_generations)
         groups: list[tuple[Completion, ...]] = []
         for start in range(0, len(prompts), per_call):
             groups += self._generate_batch(
                 prompts[start : start + per_call], num_generations, sampling, seed, start
             )
         return groups
+
+    def _max_prompts(self, num_generations: int) -> int:
+        """Prompts decoded at once; at least one, since a group is never split."""
+        return max(1, self._config.max_rows // num_generations)
 
     def _generate_batch(
         self,
@@ -106,9 +109,10 @@ class JaxSampler:
         seed: int,
         first: int,
     ) -> list[tuple[Completion, ...]]:
-        count = batch_bucket(len(prompts), self._row_shards)
-        width = max(len(prompt) for prompt in prompts)
-        width += -width % _PROMPT_BUCKET
+        most = self._max_prompts(num_generations)
+        count = bucket_rows(len(prompts), most, self._row_shards)
+        longest = max(len(prompt) for prompt in prompts)
+        width = bucket_length(longest, self._config.max_prompt_tokens)
         tokens = np.full((count, width), self._tokenizer.pad_id, np.int32)
         mask = np.zeros((count, width), bool)
         for row, prompt in enumerate(prompts):
@@ -154,17 +158,6 @@ class JaxSampler:
             tuple(completion(group * num_generations + i) for i in range(num_generations))
             for group in range(len(prompts))
         ]
-
-
-def batch_bucket(count: int, multiple: int = 1) -> int:
-    """The padded batch size for ``count`` rows: at most a quarter more, few distinct values.
-
-    Sizes are multiples of a quarter of the power of two under ``count``, so that the number of
-    compiled programs grows with the logarithm of the largest batch; then of ``multiple``.
-    """
-    step = max(1, 1 << max(0, count.bit_length() - 3))
-    size = count + -count % step
-    return size + -size % multiple
 
 
 def _generate(

@@ -47,9 +47,12 @@ def categorical(logits: jax.Array, uniforms: jax.Array) -> jax.Array:
 
     def invert(masses: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
         running = jnp.cumsum(masses, axis=-1)
-        # Strictly under the total, whatever rounding did: so the token found has positive mass.
-        target = jnp.minimum(target, jnp.nextafter(running[:, -1], 0.0))
-        index = jnp.argmax(running > target[:, None], axis=-1)
+        # Accelerators sum in a tree, whose rounding lets the sum rise at an entry without mass
+        # and fall at one with: so entries without mass are no candidates, and the target stays
+        # strictly under the highest candidate.
+        candidates = jnp.where(masses > 0, running, -jnp.inf)
+        target = jnp.minimum(target, jnp.nextafter(candidates.max(-1), 0.0))
+        index = jnp.argmax(candidates > target[:, None], axis=-1)
         before = jnp.take_along_axis(running - masses, index[:, None], axis=-1)[:, 0]
         return index, jnp.maximum(target - before, 0.0)
 
@@ -91,5 +94,7 @@ def draw_token(
         if truncated:
             logits = truncate(logits, top_p, top_k)
         token = categorical(logits, uniforms)
-    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
-    return token, chosen - jax.nn.logsumexp(logits, axis=-1)
+    # Relative to the largest: next to large logits the logarithm of the sum would be rounded away.
+    largest = jnp.max(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - largest
+    return token, chosen - jnp.log(jnp.exp(logits - largest[:, None]).sum(-1))

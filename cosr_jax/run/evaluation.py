@@ -70,6 +70,8 @@ def answer_greedily(
 
 
 def _result(completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> ProbeResult:
+    if len(verdicts) != len(completions):
+        raise ValueError(f"{len(verdicts)} verdicts for {len(completions)} completions")
     return ProbeResult(
         judged=tuple(v.outcome is not Outcome.ERROR for v in verdicts),
         strict=tuple(v.outcome is Outcome.PASS for v in verdicts),

@@ -78,7 +78,9 @@ class Logbook:
         verifier_stats: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Writes one step; returns the few figures worth a look while it runs."""
-        values = {f"train/{name}": value for name, value in metrics.items()}
+        values: dict[str, float | None] = {
+            f"train/{name}": value for name, value in metrics.items()
+        }
         values |= sample_metrics(groups) if groups else {}
         values |= {f"perf/{name}": value for name, value in timing.items()}
         values |= {
@@ -136,21 +138,28 @@ class Logbook:
         self._board.scalars(step, values)
 
 
-def sample_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float]:
-    """What a batch of judged groups says, under TRL's names where the meaning is the same."""
+def sample_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float | None]:
+    """What a batch of judged groups says, under TRL's names where the meaning is the same.
+
+    Means are over judged samples, and None when the verifier could judge none: that is no reward
+    of zero.
+    """
     completions = [c for group in groups for c in group.completions]
     verdicts = [v for group in groups for v in group.verdicts]
     judged = [v for v in verdicts if v.outcome is not Outcome.ERROR]
     lengths = np.array([len(c.token_ids) for c in completions])
-    share = 1 / max(1, len(judged))
+
+    def share(count: float) -> float | None:
+        return count / len(judged) if judged else None
+
     categories = collections.Counter(v.category for v in judged if v.category)
     return {
-        "reward/mean": sum(v.reward for v in judged) * share,
-        "reward/value_correct": sum(v.value_correct for v in judged) * share,
+        "reward/mean": share(sum(v.reward for v in judged)),
+        "reward/value_correct": share(sum(v.value_correct for v in judged)),
         "reward/frac_reward_zero_std": sum(not g.is_informative for g in groups) / len(groups),
         "completions/mean_length": float(lengths.mean()),
         "completions/max_length": float(lengths.max()),
         "completions/clipped_ratio": sum(c.finish_reason == "length" for c in completions)
         / len(completions),
-        "verifier/error_rate": 1 - len(judged) / len(verdicts),
-    } | {f"verifier/{name}": count * share for name, count in sorted(categories.items())}
+        "verifier/error_rate": (len(verdicts) - len(judged)) / len(verdicts),
+    } | {f"verifier/{name}": share(count) for name, count in sorted(categories.items())}
