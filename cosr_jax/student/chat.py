@@ -87,7 +87,7 @@ class Chat:
         start = self._render(question) + answer
         whole = self._render(question, answer)
         rest = self._encode(whole[len(start) :])
-        # Not all_special_ids: those are the named ones, to which Llama 3's <|eot_id|> may not belong.
+        # all_special_ids are only the named ones: Llama 3's <|eot_id|> need not be among them.
         special = self._tokenizer.added_tokens_decoder
         if not whole.startswith(start) or not rest or rest[0] not in special:
             raise UserError(

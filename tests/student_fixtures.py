@@ -21,7 +21,7 @@ from cosr_jax.config import LoraConfig, StudentConfig
 from cosr_jax.student.model import Student, merge
 from cosr_jax.student.weights import load_student
 
-DATA = Path(__file__).resolve().parents[1] / "data"
+DATA = Path(__file__).resolve().parent / "data"
 TINY_NAMES = ("tiny_llama", "tiny_llama3")
 LORA = LoraConfig(rank=4, alpha=8.0)
 
