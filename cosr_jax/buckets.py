@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def bucket_length(longest: int, limit: int) -> int:
-    """The rung that holds ``longest`` tokens: 16, 24, 32, 40, 48, 56, 64, 80, 96, ..., or ``limit``.
+    """The rung that holds ``longest`` tokens: 16, 24, ..., 64, 80, ..., 128, 160, ... or ``limit``.
 
     Four rungs an octave: padding stays under a quarter from 33 tokens on, and programs few.
 
@@ -21,9 +21,8 @@ def bucket_length(longest: int, limit: int) -> int:
 def bucket_rows(count: int, limit: int, multiple: int = 1) -> int:
     """The padded number of rows for ``count`` rows: at most a quarter more, few distinct values.
 
-    Sizes are multiples of a quarter of the power of two under ``count``, or ``limit``; a number of
-    rows splits more finely than a length because filler rows cost as much as real ones.  Then the
-    size is rounded up to ``multiple``, the pieces that a mesh cuts rows into.
+    Sizes are multiples of a quarter of the power of two under ``count``, or ``limit``; then they
+    are rounded up to ``multiple``, the pieces that a mesh cuts rows into.
 
     Raises:
       ValueError: ``count`` is over ``limit``.
