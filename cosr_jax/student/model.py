@@ -279,9 +279,7 @@ class KVCache:
     prompt_k: jax.Array  # [layers, prompts, kv_heads, prompt columns, head_dim]
     prompt_v: jax.Array  # same
     prompt_mask: jax.Array  # bool [prompts, prompt columns]; False on padding
-    k: (
-        jax.Array
-    )  # [layers, rows, kv_heads, columns, head_dim]; column i is the i-th generated token
+    k: jax.Array  # [layers, rows, kv_heads, columns, head_dim]; a column per generated token
     v: jax.Array  # same
 
 
