@@ -109,7 +109,7 @@ def test_padding_does_not_change_what_the_student_says():
     module = merge(student.graphdef, student.lora, student.base)
     padded = sft_rows(6)
     logprobs, entropy = batch_logprobs(module, padded, 1.0, 16)
-    for row in range(6):
+    for row in (0, 5):
         prompt, completion = padded.prompt_mask[row], padded.completion_mask[row]
         alone = TrainBatch(
             padded.prompt_tokens[row][prompt][None],
