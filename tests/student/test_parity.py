@@ -73,8 +73,9 @@ def test_smollm2_and_its_committed_figures(tools):
         real = (np.arange(128) < len(whole))[None]
         ours = run(student, padded, segment_ids=real)[0, : len(whole)]
         worst = max(worst, float(np.abs(ours - theirs).max()))
-        np.testing.assert_array_equal(ours[len(prompt) - 1 :].argmax(-1), new)
-        assert tools.greedy(model, prompt) == list(new)
+        # Greedy decoding without its loop: each token is the likeliest after all before it.
+        for logits in (ours, theirs):
+            np.testing.assert_array_equal(logits[len(prompt) - 1 :].argmax(-1), new)
     print(f"largest difference {worst:.2e}")
     assert worst <= TOLERANCE
 
