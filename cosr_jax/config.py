@@ -96,7 +96,7 @@ class CuratorConfig:
     )
     zone_high: float = setting(0.8, "pass rate over which a cell is mastered", low=0.0, high=1.0)
     format_target: float = setting(
-        0.8, "share of formatted answers under which a format drill is offered", low=0.0, high=1.0
+        0.9, "share of formatted answers under which a format drill is offered", low=0.0, high=1.0
     )
     min_informative: float = setting(
         0.15, "share of informative groups under which GRPO is not run", low=0.0, high=1.0

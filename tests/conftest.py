@@ -1,9 +1,17 @@
-"""Test-wide settings: eight simulated CPU devices, strict promotion, no network."""
+"""Test-wide settings: eight simulated CPU devices, strict promotion, no network, no deadlines."""
 
 import os
+
+import hypothesis
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
+# How long an example takes says more about the machine than about the code.
+hypothesis.settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("untimed")

@@ -32,7 +32,7 @@ _EVEN = 0.5  # pass rate over which a dry cell is too easy rather than too hard
 _FORM_COST = 0.1  # right values lost to the form that make a drill worth a round beside GRPO
 _VALUE_KNOWN = 0.5  # value-correct rate over which a cell can carry a format drill
 _NEIGHBOUR = 0.5  # relevance of a focus cell's neighbour; that of a focus cell is 1
-_FALL = 0.05  # drop of a pass rate, beyond both intervals, that calls for review
+_FALL = 0.15  # drop of a pass rate, beyond both intervals, that calls for review
 _REVIEW_REPLAY = 0.5  # share of replay in a review round
 
 
@@ -120,8 +120,8 @@ def context(view: View) -> str:
 def propose(view: View) -> tuple[Proposal, ...]:
     """The eligible arms in the order of ``STRATEGIES``; at least one."""
     drill = _format_drill(view)
-    # With half the form missing, rewards mostly measure the form, which SFT teaches far faster.
-    if drill and view.drill_pays and view.focus_format < view.config.format_target / 2:
+    # Rewards would teach the form as well, but a step of SFT costs a fraction of one of GRPO.
+    if drill and view.drill_pays:
         return (drill,)
     reinforce = _reinforce(view)
     if reinforce and view.focus_value - view.focus_pass < _FORM_COST:

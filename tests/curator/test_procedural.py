@@ -64,7 +64,7 @@ def around(focus, easier=0.95, harder=0.0):
             {"addition/2"},
             "format:ok mastery:low",
         ),
-        # Half a form: a drill where it costs many right values, else GRPO mends it too.
+        # Half a form: SFT teaches the rest at a fraction of GRPO's price, whatever it costs now.
         (
             (seen("addition/1", 0.5, value=0.9, form=0.6), seen("addition/2", 0.3, 0.5, 0.6)),
             "format_drill",
@@ -74,9 +74,9 @@ def around(focus, easier=0.95, harder=0.0):
         ),
         (
             (seen("addition/1", 0.5, value=0.9, form=0.6), seen("addition/2", 0.3, 0.35, 0.6)),
-            "reinforce",
-            "grpo",
-            {"addition/2"},
+            "format_drill",
+            "sft",
+            {"addition/1"},
             "format:low mastery:mid",
         ),
         (

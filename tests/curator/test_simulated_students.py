@@ -121,8 +121,8 @@ def test_the_path_is_drill_then_grpo_then_harder(seed, sft_form):
     assert names[0] == "format_drill"
     assert plans[0].algorithm == "sft"
     assert plans[0].mixture == (("addition/1", 1.0),)  # the one cell whose values are right
-    # A quick learner of the form leaves the drill at once; a slow one as soon as GRPO has signal.
-    assert names.count("format_drill") <= (1 if sft_form == 4.0 else 3)
+    # The drill ends with the form learnt, quickly or slowly.
+    assert names.count("format_drill") <= (2 if sft_form == 4.0 else 4)
     assert all(p.context.startswith("format:low") for p in plans if p.strategy == "format_drill")
     assert "raise" in names[4:]
     harder = dict(plans[names.index("raise")].mixture)
@@ -132,7 +132,8 @@ def test_the_path_is_drill_then_grpo_then_harder(seed, sft_form):
     assert all(
         plan.mixture == (("addition/2", 1.0),) for plan in middle if "grpo" in plan.algorithm
     )
-    assert sum(plan.algorithm == "grpo" for plan in plans[:8]) >= 5  # few rounds are wasted
+    grpo = sum(plan.algorithm == "grpo" for plan in plans[:8])
+    assert grpo >= (5 if sft_form == 4.0 else 4)  # few rounds are wasted
     assert start < 0.02
     assert student.rate("addition/2") > 0.8
     assert [d["strategy"] for d in curator.decisions] == names
@@ -156,7 +157,7 @@ def test_every_reason_names_measured_numbers():
     first = ProceduralCurator(focused(), grid(["addition"]), GROUP, STEPS)
     reason = first.plan(Diagnosis(0, (evidence,), 0.0, 0.0)).reason
     assert f"passes {1.5 / 33:.2f}, value {3.5 / 33:.2f}, form {4.5 / 33:.2f}" in reason
-    assert f"formatted share {4.5 / 33:.2f} of the focus is under the target 0.80" in reason
+    assert f"formatted share {4.5 / 33:.2f} of the focus is under the target 0.90" in reason
 
 
 def test_two_students_get_different_tasks():
