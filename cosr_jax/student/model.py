@@ -558,8 +558,8 @@ def abstract_student(
             student.remat,
         )
     )
-    graphdef, lora_state, base = nnx.split(module, nnx.LoRAParam, nnx.Param)
-    return Student(config, graphdef, lora_state, base)
+    graphdef, *states = nnx.split(module, nnx.LoRAParam, nnx.Param)
+    return Student(config, graphdef, *states)
 
 
 def random_base(abstract: nnx.State, seed: int, mesh: Mesh | None = None) -> nnx.State:
