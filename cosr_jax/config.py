@@ -91,6 +91,9 @@ class CuratorConfig:
     focus: tuple[str, ...] = setting(
         (), "cells to bring to mastery, e.g. addition/2; empty: every cell of the source"
     )
+    guard: tuple[str, ...] = setting(
+        (), "cells that must not fall: they share the format drill and are kept in review"
+    )
     zone_low: float = setting(
         0.2, "pass rate under which a cell is out of reach", low=0.0, high=1.0
     )

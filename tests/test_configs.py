@@ -41,7 +41,7 @@ def test_the_argument_changes_the_config():
 
 
 def test_sft_config_leaves_the_curator_no_grpo():
-    cells = ("addition/1", "addition/2", "addition/3")
+    cells = (*(f"addition/{n}" for n in (1, 2, 3)), "subtraction/1", "multiplication/1")
     # Half right and every group mixed: what GRPO is for.
     evidence = tuple(
         CellEvidence(c, samples=80, passed=40, value_correct=40, formatted=80)

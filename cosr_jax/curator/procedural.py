@@ -35,7 +35,7 @@ class ProceduralCurator:
       steps_per_round: optimizer steps in a plan.
 
     Raises:
-      UserError: the focus names a cell that is not in ``cells``, or one twice.
+      UserError: focus or guard names a cell that is not in ``cells``, or one twice.
       ValueError: ``cells`` is empty, or a number is too small.
     """
 
@@ -51,16 +51,17 @@ class ProceduralCurator:
                 f"{len(cells)} cells, {num_generations} generations, {steps_per_round} steps: "
                 "needs at least 1, 2 and 1"
             )
-        for cell in config.focus:
-            if cell not in cells:
+        for key, named in (("focus", config.focus), ("guard", config.guard)):
+            for cell in named:
+                if cell not in cells:
+                    raise UserError(
+                        f"config.curator.{key}: {cell!r} is not a cell of the task source",
+                        f"choose from {', '.join(cells)}",
+                    )
+            if len(set(named)) < len(named):
                 raise UserError(
-                    f"config.curator.focus: {cell!r} is not a cell of the task source",
-                    f"choose from {', '.join(cells)}",
+                    f"config.curator.{key}: {named!r} names a cell twice", "name each once"
                 )
-        if len(set(config.focus)) < len(config.focus):
-            raise UserError(
-                f"config.curator.focus: {config.focus!r} names a cell twice", "name each once"
-            )
         self._config = config
         self._cells = tuple(cells)
         self._group_size = num_generations
@@ -84,15 +85,17 @@ class ProceduralCurator:
     def wanted_diagnosis(self) -> tuple[str, ...]:
         """Cells whose estimate is too old or thin to plan on, to be sampled before ``plan``.
 
-        At the start these are the focus cells and their neighbours (with an empty focus, all
-        cells).  After an SFT round they are the focus, its neighbours and what was trained: SFT
-        changes the student without measuring it.  After a GRPO round they are those with less
-        than one group's worth of faded samples, without the trained ones, whose rollouts count.
+        At the start these are the focus cells, their neighbours and the guarded cells (with an
+        empty focus, all cells).  After an SFT round they are the focus, its neighbours and what was
+        trained: SFT changes the student without measuring it.  After a GRPO round they are those
+        with less than one group's worth of faded samples, without the trained ones, whose rollouts
+        count.
         """
         if self._last_plan is None:
             if not self._config.focus:
                 return self._cells
-            return self._surroundings()
+            wanted = {*self._surroundings(), *self._config.guard}
+            return tuple(cell for cell in self._cells if cell in wanted)
         trained = {cell for cell, _ in self._last_plan.mixture}
         if self._last_plan.algorithm == "sft":
             wanted = trained | set(self._surroundings())

@@ -140,6 +140,8 @@ def _format_drill(view: View) -> Proposal | None:
     else:
         carriers = dict.fromkeys(_easiest(view), 1.0)
         why = "the easiest, as no measured cell has its value mostly right"
+    for cell in view.config.guard:  # a form learnt on some skills alone is unlearnt on others
+        carriers.setdefault(cell, _VALUE_KNOWN)
     weights = mixture(carriers)
     return Proposal(
         "format_drill",

@@ -247,3 +247,14 @@ def test_any_history_gives_lawful_plans_and_survives_json(history, focus):
         reborn.load_state_dict(json.loads(json.dumps(twin.state_dict(), sort_keys=True)))
         assert reborn.state_dict() == c.state_dict()
         twin = reborn
+
+
+def test_guarded_cells_are_diagnosed_first_and_share_the_drill():
+    config = CuratorConfig(focus=("addition/2",), guard=("sorting/1",))
+    c = ProceduralCurator(config, CELLS, num_generations=8, steps_per_round=4)
+    assert "sorting/1" in c.wanted_diagnosis()
+    plan = c.plan(diagnosis(*(seen(f"addition/{n}", 0.0, 0.9, 0.1) for n in (1, 2, 3))))
+    assert plan.strategy == "format_drill"
+    assert "sorting/1" in dict(plan.mixture)
+    with pytest.raises(UserError, match="'nothing/1' is not a cell"):
+        ProceduralCurator(CuratorConfig(guard=("nothing/1",)), CELLS, 8, 4)
