@@ -6,6 +6,7 @@ Every function is pure.  ``propose`` lists the eligible arms of a ``View``; the 
   review        what was trained and has fallen, with much replay
   raise         GRPO with the next level mixed in, once a focus cell nears mastery
   lower         one level easier, or worked examples where even that gives no signal
+  study         SFT on worked answers of the focus cells, until they are mastered
   reinforce     GRPO on the focus cells in the zone
 
 GRPO needs groups with differing rewards.  Where fewer than ``min_informative`` of them are
@@ -25,7 +26,7 @@ from cosr_jax.curator.curriculum import informative_share, mixture, mixture_shar
 from cosr_jax.curator.mastery import CellMastery
 
 #: Arms in the order in which the bandit tries them: those with the narrowest condition first.
-STRATEGIES = ("format_drill", "review", "raise", "lower", "reinforce")
+STRATEGIES = ("format_drill", "review", "raise", "lower", "study", "reinforce")
 
 _DRY = 0.5  # informative share under which a cell's level should move
 _EVEN = 0.5  # pass rate over which a dry cell is too easy rather than too hard
@@ -126,7 +127,8 @@ def propose(view: View) -> tuple[Proposal, ...]:
     reinforce = _reinforce(view)
     if reinforce and view.focus_value - view.focus_pass < _FORM_COST:
         drill = None  # GRPO has its signal, and mends what little the form still costs
-    arms = (drill, _review(view), _raise(view), _lower(view), reinforce)
+    study = _study(view) if reinforce else None  # without a signal the gate orders it anyway
+    arms = (drill, _review(view), _raise(view), _lower(view), study, reinforce)
     return tuple(arm for arm in arms if arm is not None) or (_no_signal_gate(view),)
 
 
@@ -232,6 +234,24 @@ def _lower(view: View) -> Proposal | None:
     weights = mixture(dict.fromkeys((*low, *easier), 1.0))
     reason = f"{out_of_reach}; {_no_signal(view, share)}"
     return Proposal("lower", "sft", weights, replay, reason)
+
+
+def _study(view: View) -> Proposal | None:
+    """Worked answers teach quickly what is seldom right; what comes of it, the bandit measures."""
+    if view.needs_format:
+        return None
+    open_cells = [cell for cell in _known(view) if not view.is_mastered(cell)]
+    if not open_cells:
+        return None
+    weights = mixture(dict.fromkeys(open_cells, 1.0))
+    return Proposal(
+        "study",
+        "sft",
+        weights,
+        view.config.replay_fraction,
+        f"not mastered yet, which begins over {view.config.zone_high:.2f} "
+        f"({_numbers(view, _names(weights))}): SFT on verified worked answers",
+    )
 
 
 def _reinforce(view: View) -> Proposal | None:

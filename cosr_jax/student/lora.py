@@ -43,7 +43,7 @@ def init_lora(abstract: nnx.State, seed: int, mesh: Mesh | None = None) -> nnx.S
     """Start values of the adapters described by ``abstract``, in float32.
 
     A is uniform in +-1/sqrt(in), as PEFT initialises it (Kaiming uniform with a = sqrt(5)); B is
-    zero.  Values depend on ``seed`` and each adapter's name only, not on the mesh.
+    zero.  Values depend on ``seed`` and the adapter's place among all, not on the mesh.
 
     Args:
       abstract: LoRAParam state of ``jax.ShapeDtypeStruct`` leaves.

@@ -36,6 +36,16 @@ LINEARS = (
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's stretching of RoPE for long contexts, in the terms of config.json."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: float  # tokens
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Shape of a Llama-family decoder, in the terms of a Hugging Face config.json."""
 
@@ -49,7 +59,7 @@ class ModelConfig:
     rms_norm_eps: float
     rope_theta: float
     tie_word_embeddings: bool
-    rope_scaling: Mapping[str, float] | None = None  # Llama-3's, None for plain RoPE
+    rope_scaling: RopeScaling | None = None  # None for plain RoPE
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> ModelConfig:
@@ -94,15 +104,9 @@ class ModelConfig:
                 tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
                 rope_scaling=None
                 if kind == "default"
-                else {
-                    key: float(rope[key])
-                    for key in (
-                        "factor",
-                        "low_freq_factor",
-                        "high_freq_factor",
-                        "original_max_position_embeddings",
-                    )
-                },
+                else RopeScaling(
+                    **{f.name: float(rope[f.name]) for f in dataclasses.fields(RopeScaling)}
+                ),
             )
         except KeyError as error:
             raise UserError(
@@ -118,12 +122,13 @@ class ModelConfig:
         """
         exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / self.head_dim
         frequencies = 1.0 / self.rope_theta**exponents
-        if self.rope_scaling is None:
+        scaling = self.rope_scaling
+        if scaling is None:
             return frequencies.astype(np.float32)
-        low, high = (self.rope_scaling[f"{end}_freq_factor"] for end in ("low", "high"))
-        turns = self.rope_scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
+        turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+        low, high = scaling.low_freq_factor, scaling.high_freq_factor
         keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        stretched = frequencies / self.rope_scaling["factor"]
+        stretched = frequencies / scaling.factor
         return (keep * frequencies + (1 - keep) * stretched).astype(np.float32)
 
 

@@ -41,7 +41,7 @@ def around(focus, easier=0.95, harder=0.0):
 @pytest.mark.parametrize(
     ("evidence", "strategy", "algorithm", "cells", "context"),
     [
-        (around(0.4), "reinforce", "grpo", {"addition/2"}, "format:ok mastery:mid"),
+        (around(0.4), "study", "sft", {"addition/2"}, "format:ok mastery:mid"),
         (
             around(0.9, harder=0.2),
             "raise",
@@ -53,14 +53,14 @@ def around(focus, easier=0.95, harder=0.0):
         (around(1.0), "raise", "sft", {"addition/3"}, "format:ok mastery:high"),
         (around(0.02, easier=0.5), "lower", "grpo", {"addition/1"}, "format:ok mastery:low"),
         (around(0.0), "lower", "sft", {"addition/2"}, "format:ok mastery:low"),
-        (around(0.1), "reinforce", "grpo", {"addition/2"}, "format:ok mastery:low"),
+        (around(0.1), "study", "sft", {"addition/2"}, "format:ok mastery:low"),
         # Low, but with signal enough of its own.
-        (around(0.15, easier=0.5), "reinforce", "grpo", {"addition/2"}, "format:ok mastery:low"),
+        (around(0.15, easier=0.5), "study", "sft", {"addition/2"}, "format:ok mastery:low"),
         # The easier level lacks the form only.
         (
             (seen("addition/1", 0.6, value=0.9), seen("addition/2", 0.03)),
-            "reinforce",
-            "grpo",
+            "study",
+            "sft",
             {"addition/2"},
             "format:ok mastery:low",
         ),
@@ -104,7 +104,8 @@ def test_measurements_choose_the_arm(evidence, strategy, algorithm, cells, conte
     assert (plan.strategy, plan.algorithm, plan.context) == (strategy, algorithm, context)
     assert cells <= {cell for cell, _ in plan.mixture}
     assert plan.mixture[0][0] in cells
-    assert ("no signal" in plan.reason) == (algorithm == "sft" and strategy != "format_drill")
+    asks_for_sft = algorithm == "sft" and strategy not in ("format_drill", "study")
+    assert ("no signal" in plan.reason) == asks_for_sft
     assert plan.steps == 4
 
 
@@ -119,7 +120,7 @@ def test_raise_climbs_past_mastered_levels():
 def test_review_comes_when_a_trained_cell_falls_and_not_before():
     c = curator()
     first = c.plan(diagnosis(*around(0.5)))
-    assert first.strategy == "reinforce"
+    assert first.strategy == "study"
     c.plan(diagnosis(seen("addition/2", 0.7), number=1))
     fallen = c.plan(diagnosis(seen("addition/2", 0.3), number=2))
     assert fallen.strategy == "review"
@@ -130,7 +131,7 @@ def test_review_comes_when_a_trained_cell_falls_and_not_before():
     untrained = curator()
     untrained.plan(diagnosis(*around(0.5)))
     untrained.plan(diagnosis(seen("addition/1", 0.3), number=1))  # fell, but was never trained
-    assert [d["strategy"] for d in untrained.decisions] == ["reinforce", "reinforce"]
+    assert [d["strategy"] for d in untrained.decisions] == ["study", "study"]
 
 
 def test_the_memory_of_before_an_sft_round_is_dropped_where_there_is_fresh_evidence():
@@ -159,9 +160,13 @@ def test_wanted_diagnosis_asks_for_what_the_next_plan_needs():
     assert c.wanted_diagnosis() == near  # the drill has changed them all
 
     small = tuple(seen(e.cell, p, groups=4) for e, p in zip(around(0), (0.9, 0.4, 0), strict=True))
+    study = c.plan(diagnosis(*small, number=1))
+    assert study.strategy == "study"
+    c.observe_gain(study, -1.0)
+    assert c.wanted_diagnosis() == near
     asked = []
-    for number in range(1, 6):
-        plan = c.plan(diagnosis(*(small if number == 1 else small[1:2]), number=number))
+    for number in range(2, 7):
+        plan = c.plan(diagnosis(*(small if number == 2 else small[1:2]), number=number))
         assert plan.algorithm == "grpo"
         asked.append(c.wanted_diagnosis())
     # 32 samples fade under one group's 8 after four rounds; the trained cell measures itself.
@@ -180,7 +185,7 @@ def test_gains_are_credited_once_and_to_the_latest_plan():
     assert c.decisions[0]["gain"] is None
     c.observe_gain(first, 0.1)
     assert c.decisions[0]["gain"] == 0.1
-    arm = c.state_dict()["bandit"]["format:ok mastery:mid"]["reinforce"]
+    arm = c.state_dict()["bandit"]["format:ok mastery:mid"]["study"]
     assert arm == {"pulls": 1, "value": pytest.approx(0.75)}
     with pytest.raises(ValueError, match="no gain is due"):
         c.observe_gain(first, 0.1)

@@ -115,7 +115,7 @@ def make(student, config, rounds=12, validation=("addition/2",)):
 def test_the_path_is_drill_then_grpo_then_harder(seed, sft_form):
     student = arithmetic_student(seed, sft_form)
     start = student.rate("addition/2")
-    curator, plans = make(student, focused())
+    curator, plans = make(student, focused(), rounds=16)
 
     names = [plan.strategy for plan in plans]
     assert names[0] == "format_drill"
@@ -132,8 +132,9 @@ def test_the_path_is_drill_then_grpo_then_harder(seed, sft_form):
     assert all(
         plan.mixture == (("addition/2", 1.0),) for plan in middle if "grpo" in plan.algorithm
     )
-    grpo = sum(plan.algorithm == "grpo" for plan in plans[:8])
-    assert grpo >= (5 if sft_form == 4.0 else 4)  # few rounds are wasted
+    # Both ways of teaching the focus are tried; the one that this student learns from is kept.
+    assert "study" in names
+    assert names.count("study") < sum(plan.algorithm == "grpo" for plan in plans)
     assert start < 0.02
     assert student.rate("addition/2") > 0.8
     assert [d["strategy"] for d in curator.decisions] == names
@@ -187,8 +188,8 @@ def test_chosen_cells_are_twice_as_informative_as_the_grid(seed):
     value = {c: 4.0 * (tops[c.split("/")[0]] - 1.6 * int(c[-1])) for c in cells}
     student = Student(value, 6.0, random.Random(seed), learns=False)
     uniform = sum(informative_probability(student.rate(c), GROUP) for c in cells) / len(cells)
-    _, plans = make(student, CuratorConfig(), 4, cells)
-    assert all(plan.algorithm == "grpo" for plan in plans)
+    _, plans = make(student, CuratorConfig(), 6, cells)
+    assert len(student.shares) == sum(plan.algorithm == "grpo" for plan in plans) >= 3
     assert min(student.shares) >= 2.0 * uniform
 
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-pytest.importorskip("libtpu", reason="needs the topology extra")
+pytestmark = pytest.mark.topology
 
 #: Qwen2.5-1.5B's shape as a Llama-family student; 16 sequences of 512 + 512 tokens; rank 32.
 PROGRAM = """
