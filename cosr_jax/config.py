@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import re
 import typing
 from collections.abc import Mapping
@@ -258,7 +259,7 @@ class RunConfig:
 
 
 def default_config() -> ConfigDict:
-    """The defaults as a locked ConfigDict, for config files to start from."""
+    """The defaults as a ConfigDict, for config files to start from."""
     from ml_collections import ConfigDict
 
     return ConfigDict(dataclasses.asdict(RunConfig()))
@@ -368,8 +369,8 @@ def _check_leaf(value: Any, hint: Any, meta: Mapping[str, Any], where: str) -> A
     choices = meta["choices"]
     if choices is not None and value not in choices:
         raise UserError(f"{where}: {value!r} is not known", f"choose one of {', '.join(choices)}")
-    if isinstance(value, float) and value != value:
-        raise UserError(f"{where}: nan is not a number", f"meaning: {meta['doc']}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}: {value!r} is not finite", f"meaning: {meta['doc']}")
     for bound, holds, words in (
         (meta["low"], lambda b: value >= b, "at least"),
         (meta["high"], lambda b: value <= b, "at most"),

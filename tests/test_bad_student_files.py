@@ -105,6 +105,13 @@ MISTAKES = {
         set_key("rope_scaling", {"rope_type": "yarn", "factor": 2.0}),
         ["rope_type 'yarn'", "llama3"],
     ),
+    "a size in words": (set_key("hidden_size", "wide"), ["of the wrong kind", "'wide'"]),
+    "a size of zero": (set_key("num_hidden_layers", 0), ["num_hidden_layers 0", "under 1"]),
+    "rope in words": (set_key("rope_scaling", "linear"), ["config.json", "of the wrong kind"]),
+    "heads that do not divide": (
+        set_key("num_key_value_heads", 64),
+        ["num_key_value_heads 64 does not divide"],
+    ),
     "no weights": (lambda f: weights_of(f).unlink(), ["model.safetensors", "no such file"]),
     "truncated weights": (truncate, ["model.safetensors", "truncated", "get the file again"]),
     "garbled weights": (garble_header, ["model.safetensors", "no safetensors file"]),

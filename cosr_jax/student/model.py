@@ -83,15 +83,15 @@ class ModelConfig:
                     f"config.json: {key} {values[key]!r} is not supported",
                     f"use a student with {key} {wanted!r}",
                 )
-        rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        if kind not in ("default", "llama3"):
-            raise UserError(
-                f"config.json: rope_type {kind!r} is not supported", "use 'default' or 'llama3'"
-            )
         try:
+            rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
+            kind = rope.get("rope_type", rope.get("type", "default"))
+            if kind not in ("default", "llama3"):
+                raise UserError(
+                    f"config.json: rope_type {kind!r} is not supported", "use 'default' or 'llama3'"
+                )
             heads = int(values["num_attention_heads"])
-            return cls(
+            config = cls(
                 vocab_size=int(values["vocab_size"]),
                 hidden_size=int(values["hidden_size"]),
                 intermediate_size=int(values["intermediate_size"]),
@@ -112,6 +112,32 @@ class ModelConfig:
             raise UserError(
                 f"config.json: key {error} is missing", "take the file that came with the weights"
             ) from error
+        except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+            raise UserError(
+                f"config.json: a value is of the wrong kind ({error})",
+                "take the file that came with the weights",
+            ) from error
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+        ):
+            if getattr(config, name) < 1:
+                raise UserError(
+                    f"config.json: {name} {getattr(config, name)} is under 1",
+                    "take the file that came with the weights",
+                )
+        if config.num_attention_heads % config.num_key_value_heads:
+            raise UserError(
+                f"config.json: num_key_value_heads {config.num_key_value_heads} does not divide "
+                f"num_attention_heads {config.num_attention_heads}",
+                "take the file that came with the weights",
+            )
+        return config
 
     def inverse_frequencies(self) -> np.ndarray:
         """RoPE's frequencies, float32 [head_dim / 2] (arXiv:2104.09864, section 3.2.2).

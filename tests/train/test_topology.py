@@ -55,6 +55,7 @@ def test_a_1_5b_student_needs_at_most_one_gib_of_temporary_memory_on_16_v5e_chip
     )
     assert done.returncode == 0, done.stderr[-2000:]
     memory = json.loads(done.stdout.splitlines()[-1])
+    print(name, sizes, {part: f"{size / 2**30:.2f} GiB" for part, size in memory.items()})
     assert 0 < memory["temporary"] <= 2**30
     # Weights, moments and gradients of a chip's share; nowhere near the chip's 16 GiB.
     assert memory["total"] <= 2 * 2**30
