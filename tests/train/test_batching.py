@@ -10,7 +10,6 @@ from train_fixtures import group
 
 from cosr_jax.train.batching import (
     batch_shape,
-    bucket_length,
     grpo_batch,
     microbatch_rows,
     sft_batch,
@@ -92,24 +91,6 @@ def test_groups_must_be_judged():
             SHAPE,
             scale_advantages=True,
         )
-
-
-@given(st.integers(1, 4096), st.integers(1, 4096))
-def test_rungs_hold_the_sequence_and_waste_less_than_a_third(longest, limit):
-    if longest > limit:
-        with pytest.raises(ValueError, match="over the limit"):
-            bucket_length(longest, limit)
-        return
-    rung = bucket_length(longest, limit)
-    assert longest <= rung <= limit
-    assert rung <= 16 or rung == 32 or rung < 1.5 * longest
-
-
-def test_lengths_up_to_4096_need_seventeen_rungs_at_most():
-    rungs = {bucket_length(n, 4096) for n in range(1, 4097)}
-    assert len(rungs) <= 17
-    assert {16, 32, 48, 64, 96, 4096} <= rungs
-    assert all(rung % 16 == 0 for rung in rungs)
 
 
 @given(st.integers(1, 300), st.integers(1, 64), st.sampled_from([1, 2, 8, 16]))
