@@ -33,8 +33,14 @@ NEXT = {
     "2": {"}": 0.5, "<|end|>": 0.5},
     "}": {"<|end|>": 1.0},
 }
-#: It writes this and nothing else, so that no value is ever right.
-MUTE = {"<|assistant|>": {"\\": 1.0}, **{c: NEXT[c] for c in "\\boxed"}, "{": {"}": 1.0}}
+#: Always writes a boxed 9, which counting/1 never asks for: the form is right and the value wrong.
+WRONG = {
+    **{token: NEXT[token] for token in "\\boxe"},
+    "<|assistant|>": {"\\": 1.0},
+    "d": {"{": 1.0},
+    "{": {"9": 1.0},
+    "9": {"}": 1.0},
+}
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}"
@@ -73,7 +79,7 @@ def _weights(
     rng = np.random.default_rng(0)
     # Tokens of the table have an axis each, on which the output layer reads the next token's odds.
     embed = np.zeros((VOCAB, HIDDEN))
-    axes = {token: axis for axis, token in enumerate((*NEXT, "<|end|>"))}
+    axes = {token: axis for axis, token in enumerate((*transitions, "<|end|>"))}
     free = HIDDEN - len(axes)
     embed[:, len(axes) :] = rng.normal(size=(VOCAB, free))
     head = np.zeros((VOCAB, HIDDEN))
