@@ -96,6 +96,19 @@ def test_gains_are_differences_of_validation_scores(unbroken):
     assert gains == np.diff(scores).tolist()
 
 
+def test_both_algorithms_ran_and_every_step_was_written(unbroken):
+    rows = [row for row in metrics(unbroken) if "train/grad_norm" in row]
+    assert [row["step"] for row in rows] == list(range(1, 10))
+    assert all(row["train/grad_norm"] > 0 and row["train/nonfinite_total"] == 0 for row in rows)
+    by_grpo = [row for row in rows if "reward/mean" in row]
+    assert 0 < len(by_grpo) < len(rows)
+    assert {s["step"] for s in samples(unbroken)} == {row["step"] for row in by_grpo}
+    for row in by_grpo:
+        batch = [s for s in samples(unbroken) if s["step"] == row["step"]]
+        assert len(batch) == 16 and {s["outcome"] for s in batch} == {"pass", "fail"}
+        assert row["reward/mean"] == sum(s["reward"] for s in batch) / 16
+
+
 def test_the_workdir_holds_what_it_should(unbroken):
     names = {path.name for path in unbroken.iterdir()} - {".lock"}
     assert names == {
@@ -158,6 +171,16 @@ def test_a_finished_run_started_again_is_done(copy, unbroken, student, here):
     again = loop.train(tiny_config(student), copy)
     assert (again.status, again.steps) == ("completed", 9)
     assert_same_run(copy, unbroken)
+
+
+def test_a_changed_config_is_refused_by_its_keys_and_goes_on_when_allowed(copy, student, here):
+    longer = tiny_config(student, train={"max_rounds": 4})
+    with pytest.raises(UserError, match=r"config\.train\.max_rounds: 3 -> 4"):
+        loop.train(longer, copy)
+    assert report(copy)["rounds"] == 3
+    again = loop.train(longer, copy, allow_config_change=True)
+    assert (again.rounds, again.reason) == (4, "all 4 rounds are done")
+    assert again.steps > 9
 
 
 @pytest.mark.parametrize(
@@ -293,6 +316,44 @@ def test_a_dead_verifier_is_no_score_of_zero(student, here, tmp_path, monkeypatc
         loop.train(tiny_config(student), tmp_path / "run")
     assert not saved_steps(tmp_path / "run")
     assert not (tmp_path / "run/report.json").exists()
+
+
+@pytest.mark.parametrize(
+    "method, call, what",
+    [
+        ("diagnose", 1, "100% of the samples for the diagnosis"),
+        ("finish_round", 1, "100% of the validation tasks"),
+        ("practise", 2, "50% of the samples of the round"),
+    ],
+)
+def test_a_verifier_that_dies_stops_the_run_and_a_sound_one_goes_on(
+    method, call, what, student, unbroken, here, tmp_path, monkeypatch, broken
+):
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        broken(patch, method, call)
+        loop.train(tiny_config(student), workdir)
+    found = report(workdir)
+    assert found["status"] == "stopped"
+    assert found["reason"].startswith(f"the verifier could not judge {what}")
+    assert found["probes"]["test"]["n"] == 0 and found["probes"]["test"]["after"] is None
+    assert found["probes"]["test"]["unjudged"] == 16
+    assert found["strategies"][-1]["gain"] is None
+    scores = [row["eval/validation"] for row in metrics(workdir) if _is_score(row)]
+    assert len(scores) == 1 + found["rounds"]
+    loop.train(tiny_config(student), workdir)
+    assert_same_run(workdir, unbroken)
+
+
+def test_a_few_lost_verdicts_are_masked(student, here, tmp_path, monkeypatch, broken):
+    broken(monkeypatch, "practise", 1, period=8, lasting=False)
+    config = tiny_config(student, verifier={"max_error_rate": 0.2})
+    assert loop.train(config, tmp_path / "run").status == "completed"
+    lost = [s for s in samples(tmp_path / "run") if s["outcome"] == "error"]
+    assert len(lost) == len(samples(tmp_path / "run")) / 8 > 0
+    assert all(s["reward"] is None and s["detail"] == "the worker died" for s in lost)
+    rows = [row for row in metrics(tmp_path / "run") if "verifier/error_rate" in row]
+    assert {row["verifier/error_rate"] for row in rows} == {0.125}
 
 
 # --- no signal ------------------------------------------------------------------------------------

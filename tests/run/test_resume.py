@@ -27,12 +27,14 @@ def sealed(workdir):
 
 def test_killed_within_a_round_and_again_before_a_seal(unbroken, student, program_cache, tmp_path):
     workdir = tmp_path / "run"
-    # Step 4 is saved; the sixth is lost under way, and the fifth with all that was written of it.
+    # The sixth step is lost under way, and the fifth with all that was written of it.  Saving goes
+    # on in the background, so step 4 may be lost as well.
     finish(start(settings(student), workdir, program_cache, "update", 6), -signal.SIGKILL)
-    assert sealed(workdir)[0][-1] == "00000004"
-    # The second save is then that of step 8, amid GRPO; its arrays are on the disk by the kill.
+    assert sealed(workdir)[0][-1] in ("00000003", "00000004")
+    # Steps 4 (again, if it was lost), 6 and 8 are saved; the arrays of one lie there without seal.
     finish(start(settings(student), workdir, program_cache, "seal", 2), -signal.SIGKILL)
-    assert sealed(workdir)[0][-1] == "00000006" and sealed(workdir)[1] == ["00000008"]
+    (unsealed,) = sealed(workdir)[1]
+    assert unsealed in ("00000006", "00000008") and unsealed > sealed(workdir)[0][-1]
     finish(start(settings(student), workdir, program_cache))
     assert_same_run(workdir, unbroken)
 
@@ -84,7 +86,6 @@ def test_a_truncated_checkpoint_is_named_skipped_and_made_good(
     assert_same_run(workdir, unbroken)
 
 
-@pytest.mark.slow
 def test_twenty_kills_at_random_moments(unbroken, student, program_cache, tmp_path):
     """From outside: fourteen at any time after loading, six while a step is being saved."""
     process = start(settings(student), tmp_path / "timed", program_cache)
