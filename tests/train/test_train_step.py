@@ -181,10 +181,12 @@ def test_adapters_train_and_the_base_keeps_every_bit():
     base = jax.tree.map(np.array, student.base)
     step = make_train_step(student, SftObjective(), TRAIN)
     state, losses = start(student), []
-    for _ in range(40):
+    for _ in range(20):
         state, metrics = step(state, student.base, sft_rows(8), 1e-2)
         losses.append(float(metrics["loss"]))
-    assert losses[-1] < 0.5 * losses[0]
+    # From log(64) = 4.2 towards 2.3: a normed hidden state of length 32**0.5 and a frozen
+    # embedding of about 0.34 allow logits of 1.9 at most, however long one trains.
+    assert losses[-1] < losses[0] - 1.5
     for after, before in zip(jax.tree.leaves(student.base), jax.tree.leaves(base), strict=True):
         np.testing.assert_array_equal(np.array(after).view(np.uint32), before.view(np.uint32))
     for after, before in zip(
