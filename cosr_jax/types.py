@@ -51,6 +51,60 @@ class Outcome(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
+class CodeChecks:
+    """How a program is judged: tests of a function, or input and output of a script.
+
+    ``tests`` are Python statements that see the program's public names; each is worth the same.
+    """
+
+    entry_point: str = ""  # the function or class that the tests use; "" for a script
+    tests: tuple[str, ...] = ()
+    io: tuple[tuple[str, str], ...] = ()  # (stdin, expected stdout), for a script
+
+
+@dataclasses.dataclass(frozen=True)
+class ProofChecks:
+    """How a term or a witness is judged.
+
+    kind: "smtlib" (``goal`` is an SMT-LIB script that must be valid with the student's definition),
+      "property" (``goal`` is a property in Python's expression syntax over the student's
+      expression), or "witness" (``goal`` names a checking program, ``instance`` is its data).
+    """
+
+    kind: Literal["smtlib", "property", "witness"]
+    goal: str
+    instance: str = ""  # JSON
+
+
+@dataclasses.dataclass(frozen=True)
+class WebChecks:
+    """What a web page must show and do; ``requirements`` is JSON that the checker documents."""
+
+    requirements: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ScorerChecks:
+    """An item of a task package that brings its own scorer: the generator's name and the item."""
+
+    generator: str
+    item: str  # JSON
+
+
+Checks = CodeChecks | ProofChecks | WebChecks | ScorerChecks
+Domain = Literal["math", "code", "proof", "web", "gym"]
+
+#: The record that says how a domain's answers are judged; maths compares with ``Task.answer``.
+CHECKS_OF_DOMAIN: Mapping[str, type[Checks] | None] = {
+    "math": None,
+    "code": CodeChecks,
+    "proof": ProofChecks,
+    "web": WebChecks,
+    "gym": ScorerChecks,
+}
+
+
+@dataclasses.dataclass(frozen=True)
 class Task:
     """One problem with a checkable answer.
 
@@ -58,14 +112,33 @@ class Task:
     the same question, so splits and duplicate checks go by it.
     """
 
-    domain: Literal["math", "code"]
+    domain: Domain
     skill: str
     difficulty: float  # in [0, 1]
     prompt: str
-    answer: str  # canonical answer, as the verifier compares it
+    answer: str  # canonical answer, as the maths verifier compares it; "" elsewhere
     key: str
     solution: str = ""  # worked answer in the form that the verifier accepts
     source: str = "suite"
+    checks: Checks | None = None  # of the kind in CHECKS_OF_DOMAIN
+
+    def __post_init__(self) -> None:
+        kind = CHECKS_OF_DOMAIN[self.domain]
+        if type(self.checks) is not (kind or type(None)):
+            raise ValueError(
+                f"task {self.key!r} of domain {self.domain!r} has checks {self.checks!r}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-serialisable values; ``from_dict`` is the inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Task:
+        """Rebuilds a task from ``to_dict`` after a trip through JSON."""
+        kind = CHECKS_OF_DOMAIN[values["domain"]]
+        checks = kind(**_tuples(values["checks"])) if kind else None
+        return cls(**{**values, "checks": checks})
 
     @property
     def task_id(self) -> str:
@@ -81,6 +154,15 @@ class Task:
     def cell(self) -> str:
         """Where the task stands in the skill x level grid, e.g. ``"addition/2"``."""
         return f"{self.skill}/{self.level}"
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON's lists as the tuples that they were, at any depth."""
+
+    def convert(value: Any) -> Any:
+        return tuple(convert(item) for item in value) if isinstance(value, list) else value
+
+    return {name: convert(value) for name, value in values.items()}
 
 
 def level_difficulty(level: int) -> float:
@@ -128,6 +210,7 @@ class Verdict:
     value_correct: bool = False  # the value is right, whatever its form
     seconds: float = 0.0  # wall time spent judging
     detail: str = ""  # for people and for the curator, e.g. "TimeoutError: 2 s"
+    is_subjective: bool = False  # a language model's opinion lowered it
 
 
 @dataclasses.dataclass(frozen=True)

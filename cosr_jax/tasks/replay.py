@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -66,9 +65,9 @@ class ReplayBuffer:
 
     def state_dict(self) -> dict[str, Any]:
         """The tasks, oldest first, as JSON-serialisable values."""
-        return {"tasks": [dataclasses.asdict(task) for task in self._tasks.values()]}
+        return {"tasks": [task.to_dict() for task in self._tasks.values()]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replaces the content by ``state_dict``'s; over capacity the oldest leave."""
         self._tasks = {}
-        self.add(Task(**record) for record in state["tasks"])
+        self.add(Task.from_dict(record) for record in state["tasks"])
