@@ -117,9 +117,15 @@ def read_config(path: str | os.PathLike[str]) -> config_lib.RunConfig:
     """The config saved in workdir ``path``; takes no lock.
 
     Raises:
-      UserError: there is none, or it is damaged.
+      UserError: there is none, it is damaged, or this version does not accept a value in it.
     """
-    return config_lib.from_config_dict(_read_yaml(Path(path) / "config.yaml"))
+    file = Path(path) / "config.yaml"
+    try:
+        return config_lib.from_config_dict(_read_yaml(file))
+    except UserError as error:
+        # An earlier version may have written it: "config.x" alone would name the wrong file.
+        where = "" if str(file) in error.what else f"{file}: "
+        raise UserError(f"{where}{error.what}", error.remedy) from error
 
 
 def _lock(root: Path) -> TextIO:

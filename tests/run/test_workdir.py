@@ -61,6 +61,15 @@ def test_a_workdir_without_config_cannot_be_read(tmp_path):
         read_config(tmp_path)
 
 
+def test_a_saved_value_that_is_not_accepted_names_the_file(tmp_path):
+    with open_workdir(tmp_path, CONFIG) as workdir:
+        saved = to_dict(CONFIG)
+        saved["lora"]["rank"] = 0
+        workdir.config_file.write_text(yaml.safe_dump(saved))
+    with pytest.raises(UserError, match=r"config\.yaml: config\.lora\.rank"):
+        read_config(tmp_path)
+
+
 def test_a_refused_opening_gives_the_lock_back(tmp_path):
     open_workdir(tmp_path, CONFIG).close()
     with pytest.raises(UserError, match="another config"):
