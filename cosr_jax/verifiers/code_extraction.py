@@ -1,0 +1,452 @@
+r"""Finds the program in a completion: the one extractor for data, reward and evaluation.
+
+Sources, in the order in which they are asked for the entry point:
+
+  1. fenced blocks (backticks or tildes, closed or not); the last that defines the entry point
+  2. stretches of code between paragraphs of prose, outside of all fences; likewise
+  3. blocks that are labelled as another language
+
+If nothing defines it, the last Python block is the program, which then fails for the lack of its
+entry point.  For a script the last block that reads standard input counts, else the last Python
+block.  Blocks of shells, consoles, outputs and data are never programs.
+
+Nothing is repaired: the program is a stretch of the text, from the start of a line to the end of
+one, without the indentation or quotation marks of its fence.  Nothing of it is executed, and only
+code that the length limit cut is parsed, to tell whether it is whole.  Work is linear in the length
+of the text.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+
+from cosr_jax.verifiers.extraction import Span, final_text
+
+
+@dataclasses.dataclass(frozen=True)
+class CodeExtraction:
+    """What was found.
+
+    Attributes:
+      code: the student's program as written; "" when there is none.
+      category: "" when there is a program, else "no_code" or "truncated".
+    """
+
+    code: str
+    category: str = ""
+
+
+def extract_code(text: str, entry_point: str | None, finish_reason: str = "stop") -> CodeExtraction:
+    """The program of ``text``, the completion as the student emitted it.
+
+    Args:
+      text: any string.
+      entry_point: the name that the program must define; None or "" for a script.
+      finish_reason: "stop", or "length" when the token limit cut the completion.
+
+    Returns:
+      The program; or none, with the category "truncated" when the length limit cut the completion
+      before the program was whole and "no_code" otherwise.
+    """
+    was_cut = finish_reason == "length"
+    name = entry_point.partition(".")[0].partition("(")[0].strip() if entry_point else ""
+    final = final_text(text)
+    for region in _regions(final):
+        block = _choose(final[slice(*region)], name)
+        if block is None:
+            continue
+        if was_cut and not block.is_closed and not _parses(block.code):
+            return CodeExtraction("", "truncated")
+        return CodeExtraction(block.code)
+    return CodeExtraction("", "truncated" if was_cut else "no_code")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """A stretch of a text that may be a program."""
+
+    label: str  # the language as written, in lower case; "" for none
+    code: str
+    is_closed: bool
+    span: Span  # with the fences
+
+
+_SHELLS_AND_DATA = frozenset(
+    """
+    bash sh shell zsh fish console terminal cmd bat powershell ps1 shell-session sh-session pycon
+    doctest output stdout stderr stdin out input result results traceback error log json jsonl yaml
+    yml toml ini csv xml diff patch
+    """.split()
+)
+_OTHER_LANGUAGES = frozenset(
+    """
+    text txt plaintext plain md markdown html css js javascript ts typescript jsx tsx java kotlin
+    c cpp c++ cxx cs csharp c# go golang rust rs ruby rb php perl swift scala haskell hs lua r julia
+    matlab sql latex tex math mermaid dot makefile cmake dockerfile vb pascal fortran lisp clojure
+    """.split()
+)
+_PYTHON = re.compile(r"i?py(?:thon|py)?[-0-9.]*|sage|tool_code")
+_READS_STDIN = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\(\s*0\b|\bos\.read\(\s*0\b|\bfileinput\b")
+
+
+def _choose(text: str, name: str) -> _Block | None:
+    """The block of ``text`` that is the program; ``name`` is its entry point, "" for a script."""
+    fenced = [block for block in _fenced(text) if block.label not in _SHELLS_AND_DATA]
+    ours = [block for block in fenced if block.label not in _OTHER_LANGUAGES]
+    loose = list(_unfenced(text, fenced))
+    if name:
+        others = [block for block in fenced if block.label in _OTHER_LANGUAGES]
+        for blocks in (ours, loose, others):
+            for block in reversed(blocks):
+                if _defines(block.code, name):
+                    return block
+    else:
+        for blocks in (ours, loose):
+            for block in reversed(blocks):
+                if _READS_STDIN.search(_without_strings(block.code)):
+                    return block
+    for block in reversed(ours):
+        if _PYTHON.fullmatch(block.label):
+            return block
+    for block in reversed([*loose, *ours]):
+        if _STATEMENT.search(_without_strings(block.code)):
+            return block
+    return None
+
+
+_MENTION = r"""(?P<quote>["'`])<answer>[^"'`\n]*(?P=quote)"""
+_ANSWER = re.compile(rf"{_MENTION}|(?P<open><answer>)")
+_ANSWER_END = "</answer>"
+
+
+def _regions(text: str) -> Iterator[Span]:
+    """Where to look for the program: the last <answer>, or all of a text without one.
+
+    Tags inside a closed block, or between quotes, are part of a program.  A tag that is not closed
+    may be a mere mention: what stands before it comes next.
+    """
+    if "<answer>" not in text:
+        yield (0, len(text))
+        return
+    inside = [block.span for block in _fenced(text) if block.is_closed]
+    starts = [m.end() for m in _outside(_ANSWER.finditer(text), inside) if m["open"]]
+    ends = [m.start() for m in _outside(re.finditer(_ANSWER_END, text), inside)]
+    limit = len(text)
+    for start in reversed(starts):
+        end = next((e for e in ends if start <= e <= limit), None)
+        yield (start, limit if end is None else end)
+        if end is not None:
+            return
+        limit = start - len("<answer>")
+    yield (0, limit)
+
+
+def _outside(matches: Iterator[re.Match[str]], spans: Sequence[Span]) -> Iterator[re.Match[str]]:
+    """The matches that start in none of ``spans``; both are in order."""
+    rest = iter(spans)
+    span = next(rest, None)
+    for match in matches:
+        while span and span[1] <= match.start():
+            span = next(rest, None)
+        if not span or match.start() < span[0]:
+            yield match
+
+
+# --- Fences ---
+
+_RUN = re.compile(r"`{3,}|^(?P<indent>[ \t]*)~{3,}", re.MULTILINE)
+_PREFIX = re.compile(r"[ \t>]*(?:(?:[-*+]|[0-9]{1,3}[.)])[ \t]+)?")
+_LABEL = re.compile(r"[ \t]*\{?[ \t]*\.?([A-Za-z][\w+#.-]*)")
+_OPENS_INLINE = re.compile(r"[ \t]*(?:def|class|import|from|async def)[ \t]+\w+|[ \t]*print\(")
+_NOTHING = re.compile(r"[ \t]*(?:(?:<\|\w+\|>|</s>|</answer>)[ \t]*)*")
+
+
+def _fenced(text: str) -> list[_Block]:
+    """All fenced blocks that are not empty, in order."""
+    blocks: list[_Block] = []
+    fence: _Fence | None = None
+    for run in _RUN.finditer(text):
+        start = run.end("indent") if run["indent"] is not None else run.start()
+        line_end = text.find("\n", run.end())
+        line_end = len(text) if line_end < 0 else line_end
+        if fence is None:
+            fence = _Fence(text, start, run.end(), line_end)
+        elif fence.is_closed_by(start, run.end(), line_end):
+            blocks.append(fence.block(start, run.end(), is_closed=True))
+            fence = None
+        elif fence.is_followed_by(start, run.end(), line_end):
+            blocks.append(fence.block(start, start, is_closed=True))
+            fence = _Fence(text, start, run.end(), line_end)
+    if fence:
+        blocks.append(fence.block(len(text), len(text), is_closed=False))
+    return [block for block in blocks if block.code.strip()]
+
+
+class _Fence:
+    """An open fence: its marks, and where its content starts.
+
+    Args:
+      text: the whole text.
+      start: where the run of marks starts.
+      end: where it ends.
+      line_end: where its line ends.
+    """
+
+    def __init__(self, text: str, start: int, end: int, line_end: int):
+        self._text = text
+        self._start = start
+        self._mark = text[start]
+        self._length = end - start
+        self._line_end = line_end
+        self._line_start = text.rfind("\n", 0, start) + 1
+        label = _LABEL.match(text, end, line_end)
+        self.label = label[1].lower() if label else ""
+        self._content = line_end + 1
+        if label and _is_known(self.label):
+            if _OPENS_INLINE.match(text, label.end(), line_end):  # "```python def f(x):"
+                self._content = label.end() + 1
+            elif self._mark in text[end:line_end]:  # "```python f(x)```", all on one line
+                self._content = label.end()
+        elif self._mark in text[end:line_end] or _OPENS_INLINE.match(text, end, line_end):
+            self.label, self._content = "", end
+        may_be_python = self.label not in _SHELLS_AND_DATA | _OTHER_LANGUAGES
+        self._strings = _Literals(text, self._content) if may_be_python else None
+
+    def is_closed_by(self, start: int, end: int, line_end: int) -> bool:
+        """Whether the marks at ``start`` close this fence, neither in a string nor in a comment."""
+        if start < self._content or not self._fits(start, end):
+            return False
+        is_inline = start < self._line_end
+        after = _NOTHING.match(self._text, end, line_end)
+        if not is_inline and (after is None or after.end() < line_end):
+            return False
+        return not (self._strings and self._strings.cover(start))
+
+    def is_followed_by(self, start: int, end: int, line_end: int) -> bool:
+        """Whether the marks open a new block, so that this one was left unclosed."""
+        label = _LABEL.match(self._text, end, line_end)
+        if not label or not _is_known(label[1].lower()) or start < self._line_end:
+            return False
+        line_start = self._text.rfind("\n", 0, start) + 1
+        if not _PREFIX.fullmatch(self._text, line_start, start):
+            return False
+        return not (self._strings and self._strings.cover(start))
+
+    def _fits(self, start: int, end: int) -> bool:
+        return self._text[start] == self._mark and end - start >= self._length
+
+    def block(self, start: int, end: int, is_closed: bool) -> _Block:
+        """What stands between this fence and the marks at ``start``."""
+        line_start = self._text.rfind("\n", 0, start) + 1
+        stop = start
+        if _PREFIX.fullmatch(self._text, line_start, start):
+            stop = max(line_start, min(self._content, start))
+        code = self._text[self._content : stop].removeprefix("\ufeff")
+        opening = self._text[self._line_start : self._start]
+        if opening and _PREFIX.fullmatch(opening):
+            code = _without_margin(code, opening)
+        return _Block(self.label, code, is_closed, (self._start, end))
+
+
+def _is_known(label: str) -> bool:
+    return bool(label in _SHELLS_AND_DATA or label in _OTHER_LANGUAGES or _PYTHON.fullmatch(label))
+
+
+def _without_margin(code: str, opening: str) -> str:
+    """Without what its fence's indentation, list item or quotation put before each line."""
+    margin = re.sub(r"[^>\s]", " ", opening)
+    if not code.lstrip("\n").startswith(margin):
+        return code
+    mark = re.escape(margin.rstrip())
+    blanks = len(margin) - len(margin.rstrip())
+    return re.sub(rf"^{mark}[ \t]{{0,{blanks}}}", "", code, flags=re.MULTILINE)
+
+
+# --- Strings and comments ---
+
+_LITERAL = re.compile(
+    r"""#[^\n]*|(?P<triple>\"{3}|'{3})|"(?:\\.|[^"\\\n])*"?|'(?:\\.|[^'\\\n])*'?""", re.DOTALL
+)
+_TRIPLE_END = {mark: re.compile(rf"\\.|{mark}", re.DOTALL) for mark in ('"""', "'''")}
+
+
+def _literals(text: str, start: int = 0) -> Iterator[Span]:
+    """Strings and comments from ``start`` on.  A triple quote that is never closed is none."""
+    never_closed = set()
+    while match := _LITERAL.search(text, start):
+        mark = match["triple"]
+        start = match.end()
+        if mark is None:
+            yield match.span()
+        elif mark not in never_closed:
+            for end in _TRIPLE_END[mark].finditer(text, start):
+                if end[0] == mark:
+                    start = end.end()
+                    yield (match.start(), start)
+                    break
+            else:
+                never_closed.add(mark)
+
+
+class _Literals:
+    """Answers for increasing positions whether a string or a comment covers them."""
+
+    def __init__(self, text: str, start: int):
+        self._rest = _literals(text, start)
+        self._span: Span | None = (start, start)
+
+    def cover(self, position: int) -> bool:
+        while self._span and self._span[1] <= position:
+            self._span = next(self._rest, None)
+        return bool(self._span and self._span[0] < position)
+
+
+def _without_strings(code: str) -> str:
+    """``code`` with an empty string for each string, and without comments."""
+    pieces, last = [], 0
+    for start, end in _literals(code):
+        pieces += [code[last:start], "" if code[start] == "#" else '""']
+        last = end
+    return "".join((*pieces, code[last:]))
+
+
+# --- Code ---
+
+_STATEMENT = re.compile(
+    r"""
+    ^(?:(?:async[ ]+)?def[ ]+\w+[ ]*[(\[]
+    | class[ ]+\w+[ ]*[(:\[]
+    | @[A-Za-z_]
+    | import[ ]+[\w.]+(?:[ ]+as[ ]+\w+)?(?:[ ]*,[ ]*[\w.]+(?:[ ]+as[ ]+\w+)?)*[ ]*(?:;.*)?$
+    | from[ ]+[\w.]+[ ]+import\b
+    | (?:if|for|while|with|match|async[ ]+for|async[ ]+with)\b.*:[ ]*$
+    | (?:if|for|while|with)\b.*:[ ]*[\w.]+(?:[ ]*[-+*/]?=|\(|[ ]*$)
+    | try[ ]*:
+    | [A-Za-z_][\w.]*(?:\[[^\n]*\])?(?:[ ]*,[ ]*\*?[\w.]+)*[ ]*(?:[-+*/%&|^@]|//|\*\*|<<|>>)?=(?!=)
+    | [A-Za-z_]\w*[ ]*:[ ]*[A-Za-z_][^=\n]*=(?!=)
+    | [A-Za-z_][\w.]*\(
+    )
+    """,
+    re.MULTILINE | re.VERBOSE,
+)
+_SCOPE = re.compile(
+    r"^([ \t]*)(?:(?P<scope>(?:async[ \t]+)?def|class)|if|elif|else|try|except|finally|with|for"
+    r"|while|match|case|async)\b",
+    re.MULTILINE,
+)
+
+
+def _defines(code: str, name: str) -> bool:
+    """Whether ``code`` binds ``name`` outside of all functions and classes."""
+    if name not in code:
+        return False
+    code = _without_strings(code)
+    word = re.escape(name)
+    bound = re.compile(
+        rf"""^(?P<indent>[ \t]*)(?:
+          (?:async[ \t]+)?def[ \t]+{word}\b
+        | class[ \t]+{word}\b
+        | (?P<assigned>(?:\w+[ \t]*[,=][ \t]*)*{word}[ \t]*(?:,[\w \t,]*|:[^=\n]*)?=(?!=))
+        | (?:from[ \t]+[\w.]+[ \t]+)?import\b[^\n]*?\b{word}\b
+        )""",
+        re.MULTILINE | re.VERBOSE,
+    )
+    depth = last = 0
+    indented = []
+    for match in bound.finditer(code):
+        if match["assigned"]:  # inside brackets it is a keyword argument
+            between = code[last : match.start()]
+            depth += sum(map(between.count, "([{")) - sum(map(between.count, ")]}"))
+            last = match.start()
+            if depth > 0:
+                continue
+        if not match["indent"]:
+            return True
+        indented.append(match)
+    return bool(indented) and _any_outside_scopes(code, indented)
+
+
+def _any_outside_scopes(code: str, matches: Sequence[re.Match[str]]) -> bool:
+    """Whether a match stands under nothing but "if", "try" and their kind."""
+    heads = [(m.start(), len(m[1].expandtabs()), bool(m["scope"])) for m in _SCOPE.finditer(code)]
+    rest = iter(heads)
+    head = next(rest, None)
+    enclosing: list[tuple[int, bool]] = []
+    for match in matches:
+        while head and head[0] < match.start():
+            enclosing = _enclosing(enclosing, head[1])
+            enclosing.append((head[1], head[2]))
+            head = next(rest, None)
+        enclosing = _enclosing(enclosing, len(match["indent"].expandtabs()))
+        if enclosing and not any(is_scope for _, is_scope in enclosing):
+            return True
+    return False
+
+
+def _enclosing(heads: list[tuple[int, bool]], indent: int) -> list[tuple[int, bool]]:
+    while heads and heads[-1][0] >= indent:
+        heads.pop()
+    return heads
+
+
+def _parses(code: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the student's invalid escapes are nobody's concern here
+        try:
+            ast.parse(code)
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            return False
+    return True
+
+
+# --- Code among prose ---
+
+_BULLET = re.compile(r"[ \t]*(?:[-*\u2022]|[0-9]+[.)])[ \t]+[*_`]*[A-Za-z]+[^\w\s(=]* [A-Za-z]")
+_WORDS = re.compile(
+    r"(?!(?:assert|await|del|global|lambda|nonlocal|not|pass|raise|return|yield|elif|else|except"
+    r"|finally|if|for|while|with|case|match|import|from|class|def|async)\b)"
+    r"[*_`>#\"'(]*[A-Za-z][A-Za-z'\u2019-]*[,:.!]?[*_`\"']*(?:[ ]+[\w*`\"'(\u2019]|[ ]*$)"
+)
+_WORD_OPERATORS = re.compile(r"[\w.\])]+ (?:and|or|in|is|if|not)\b")
+
+
+def _unfenced(text: str, fenced: Sequence[_Block]) -> Iterator[_Block]:
+    """Stretches of code between prose, outside of ``fenced``."""
+    position = 0
+    for start, end in (*(block.span for block in fenced), (len(text), len(text))):
+        yield from _stretches(text[position:start])
+        position = end
+
+
+def _stretches(text: str) -> Iterator[_Block]:
+    """Code between prose: from a line that can only be a statement to the next line of prose."""
+    if not _STATEMENT.search(text):
+        return
+    start: int | None = None
+    position = 0
+    literals = _Literals(text, 0)
+    for line in text.splitlines(keepends=True):
+        if start is None:
+            if _STATEMENT.match(line):
+                start, literals = position, _Literals(text, position)
+        elif _is_prose(line) and not literals.cover(position):
+            yield _Block("", text[start:position], True, (start, position))
+            start = None
+        position += len(line)
+    if start is not None:
+        yield _Block("", text[start:], False, (start, position))
+
+
+def _is_prose(line: str) -> bool:
+    if _BULLET.match(line):
+        return True
+    return bool(
+        not line[:1].isspace()
+        and _WORDS.match(line)
+        and not _STATEMENT.match(line)
+        and not _WORD_OPERATORS.match(line)
+    )
