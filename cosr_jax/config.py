@@ -81,7 +81,10 @@ class TasksConfig:
     source: str = setting(
         "suite", "the procedural suite, or reasoning-gym", choices=("suite", "reasoning_gym")
     )
-    skills: tuple[str, ...] = setting((), "skills to draw from; empty: all of the source")
+    domains: tuple[str, ...] = setting(
+        ("math",), "domains of the suite to draw from: math, code, proof, web"
+    )
+    skills: tuple[str, ...] = setting((), "skills to draw from; empty: all of the source's domains")
     max_level: int = setting(NUM_LEVELS, "hardest level to draw", low=1, high=NUM_LEVELS)
     replay_capacity: int = setting(2048, "tasks kept for review; the oldest leave first", low=1)
 
@@ -130,15 +133,46 @@ class RolloutConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VerifierConfig:
-    workers: int = setting(2, "killable worker processes", low=1, high=256)
-    wall_s: float = setting(5.0, "wall-clock limit of one verdict, in seconds", above=0.0)
+    """Who judges, with which limits, and what counts.  With ``url`` another host does the work."""
+
+    workers: int = setting(2, "cases judged at once; best the number of cores", low=1, high=256)
+    wall_s: float = setting(
+        5.0,
+        "wall-clock limit of a case, in seconds (of a script: for each input)",
+        above=0.0,
+        high=3600.0,
+    )
+    memory_mb: int = setting(512, "memory of a case, in MiB", low=16, high=2**20)
+    output_kb: int = setting(64, "what a case may print, in KiB", low=1, high=2**20)
+    file_mb: int = setting(16, "what a case may write to files, in MiB", low=0, high=2**20)
     accept: tuple[str, ...] = setting(
         ("boxed",),
         "forms of the answer that count: boxed, answer_tag, hashes, phrase, bare, number",
     )
-    max_error_rate: float = setting(
-        0.1, "share of ERROR verdicts in a round over which training stops", low=0.0, high=1.0
+    partial_credit: bool = setting(
+        False, "reward failed cases with the share of tests that they pass"
     )
+    layer: str = setting(
+        "auto",
+        "what confines the student's programs; auto: the first that this machine has",
+        choices=("auto", "bubblewrap", "namespaces", "landlock"),
+    )
+    max_error_rate: float = setting(
+        0.1,
+        "share of ERROR verdicts in a round, of all or of one domain, over which training stops",
+        low=0.0,
+        high=1.0,
+    )
+    queue: int = setting(1024, "cases of a domain that may wait; others wait to be let in", low=1)
+    deadline_s: float = setting(
+        120.0, "seconds on top of a case's limits after which it is an ERROR", above=0.0
+    )
+    recycle_after: int = setting(1000, "cases after which a worker process is replaced", low=1)
+    canary_every: int = setting(
+        16, "batches between checks with cases whose verdicts are known; 0: never", low=0
+    )
+    url: str = setting("", "a cosr verifier-serve to judge, e.g. http://127.0.0.1:8600; empty: here")
+    token_file: str = setting("", "file with the token of config.verifier.url")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,10 @@ def make_source(config: TasksConfig) -> TaskSource:
     """The task source that ``config`` names, limited to its skills and levels.
 
     Raises:
-      UserError: a skill is unknown to the source, or the source's package is not installed.
+      UserError: a skill or domain is unknown, or the source's package is not installed.
     """
     if config.source == "reasoning_gym":
         from cosr_jax.tasks.reasoning_gym_source import ReasoningGymSource
 
         return ReasoningGymSource(config.skills, config.max_level)
-    return ProceduralSuite(config.skills, config.max_level)
+    return ProceduralSuite(config.skills, config.max_level, config.domains)

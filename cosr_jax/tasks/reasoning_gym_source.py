@@ -18,8 +18,9 @@ from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
 from typing import Any
 
+from cosr_jax.tasks.skills import INSTRUCTION
 from cosr_jax.tasks.splits import SPLITS, Dice, split_of
-from cosr_jax.tasks.suite import INSTRUCTION, check_known
+from cosr_jax.tasks.suite import check_known
 from cosr_jax.types import NUM_LEVELS, Task, UserError, level_difficulty
 
 #: Small generators hold few problems; see suite._MAX_TRIES.

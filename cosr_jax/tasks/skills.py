@@ -1,4 +1,4 @@
-"""The suite's skills: from a level and a random stream to a question with its worked answer.
+"""The suite's maths skills: from a level and a random stream to a question with its worked answer.
 
 Levels of one skill never share a question.  Worked answers are short, since the first students
 can learn to write a few dozen tokens and no more: up to level 3 they take at most 24 tokens of a
@@ -12,6 +12,9 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from cosr_jax.tasks.splits import Dice
+
+#: Ends every prompt; what counts as an answer must not depend on the skill.
+INSTRUCTION = "Put the final answer in \\boxed{}."
 
 
 class Question(NamedTuple):

@@ -1,38 +1,53 @@
-"""The procedural suite: endless problems with worked answers, on a grid of skills and levels."""
+"""The procedural suite: endless problems with worked answers, on a grid of skills and levels.
+
+Skills come from the courses of one or several domains, so that one run can practise maths beside
+Python functions, proofs and web pages.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
-from cosr_jax.tasks.skills import MATH_SKILLS
+from cosr_jax.tasks.domains import COURSES
+from cosr_jax.tasks.problems import Course
 from cosr_jax.tasks.splits import SPLITS, Dice, split_of
 from cosr_jax.types import NUM_LEVELS, Task, UserError, level_difficulty
-
-#: Ends every prompt; what counts as an answer must not depend on the skill.
-INSTRUCTION = "Put the final answer in \\boxed{}."
 
 #: A split that holds 1 % of a cell's draws is missed with probability e^-20.
 _MAX_TRIES = 2000
 
 
 class ProceduralSuite:
-    """A ``TaskSource`` over the skills of ``cosr_jax.tasks.skills``.
+    """A ``TaskSource`` over the skills of the given domains.
 
     Args:
-      skills: skills to draw from, in this order; empty: all.
+      skills: skills to draw from, in this order; empty: all of the domains.
       max_level: hardest level to draw.
+      domains: names in ``courses``, at least one.
+      courses: what can be drawn from.
 
     Raises:
-      UserError: a skill is unknown.
+      UserError: a skill or domain is unknown, or none is named.
     """
 
-    def __init__(self, skills: Collection[str] = (), max_level: int = NUM_LEVELS):
+    def __init__(
+        self,
+        skills: Collection[str] = (),
+        max_level: int = NUM_LEVELS,
+        domains: Collection[str] = ("math",),
+        courses: Mapping[str, Course] = COURSES,
+    ):
+        if not domains:
+            raise UserError("config.tasks.domains: names no domain", "write e.g. ('math', 'code')")
+        for domain in domains:
+            check_known(domain, courses, "config.tasks.domains", "domain of the suite")
+        course_of = {skill: courses[d] for d in domains for skill in courses[d].skills}
         for skill in skills:
-            check_known(skill, MATH_SKILLS, "config.tasks.skills", "skill")
+            check_known(skill, course_of, "config.tasks.skills", "skill of the run's domains")
         self._cells = {
-            f"{skill}/{level}": (skill, level)
-            for skill in skills or MATH_SKILLS
+            f"{skill}/{level}": (course_of[skill], skill, level)
+            for skill in skills or course_of
             for level in range(1, max_level + 1)
         }
 
@@ -52,20 +67,21 @@ class ProceduralSuite:
         check_known(cell, self._cells, "tasks", "cell of the suite")
         if split not in SPLITS:
             raise ValueError(f"split {split!r} is none of {SPLITS}")
-        skill, level = self._cells[cell]
+        course, skill, level = self._cells[cell]
         dice = Dice("suite", cell, seed, split)
         for _ in range(_MAX_TRIES):
-            question = MATH_SKILLS[skill](level, dice)
-            key = f"{skill}:{question.content}"
+            problem = course.skills[skill](level, dice)
+            key = f"{skill}:{problem.content}"
             if split_of(key) == split:
                 return Task(
-                    domain="math",
+                    domain=course.domain,
                     skill=skill,
                     difficulty=level_difficulty(level),
-                    prompt=f"{question.ask} {INSTRUCTION}",
-                    answer=f"{question.answer} {question.unit}".rstrip(),
+                    prompt=f"{problem.ask} {course.instruction}",
+                    answer=problem.answer,
                     key=key,
-                    solution=f"{question.steps} \\boxed{{{question.answer}}}".lstrip(),
+                    solution=problem.solution,
+                    checks=problem.checks,
                 )
         raise UserError(f"cell {cell} has no question in split {split}", "use another cell")
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from cosr_jax.config import TasksConfig
 from cosr_jax.tasks import make_source
+from cosr_jax.tasks.skills import INSTRUCTION
 from cosr_jax.tasks.splits import SPLITS, Dice, split_of
-from cosr_jax.tasks.suite import INSTRUCTION, ProceduralSuite
+from cosr_jax.tasks.suite import ProceduralSuite
 from cosr_jax.types import NUM_LEVELS, UserError
 
 SUITE = ProceduralSuite()
