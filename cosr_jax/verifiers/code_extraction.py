@@ -75,31 +75,29 @@ class _Block:
     span: Span  # with the fences
 
 
-_SHELLS_AND_DATA = frozenset(
-    """
+_SHELLS_AND_DATA = """
     bash sh shell zsh fish console terminal cmd bat powershell ps1 shell-session sh-session pycon
     doctest output stdout stderr stdin out input result results traceback error log json jsonl yaml
     yml toml ini csv xml diff patch
-    """.split()
-)
-_OTHER_LANGUAGES = frozenset(
-    """
+"""
+_OTHER_LANGUAGES = """
     text txt plaintext plain md markdown html css js javascript ts typescript jsx tsx java kotlin
     c cpp c++ cxx cs csharp c# go golang rust rs ruby rb php perl swift scala haskell hs lua r julia
     matlab sql latex tex math mermaid dot makefile cmake dockerfile vb pascal fortran lisp clojure
-    """.split()
-)
+"""
+_NO_PROGRAMS = frozenset(_SHELLS_AND_DATA.split())
+_FOREIGN = frozenset(_OTHER_LANGUAGES.split())
 _PYTHON = re.compile(r"i?py(?:thon|py)?[-0-9.]*|sage|tool_code")
 _READS_STDIN = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\(\s*0\b|\bos\.read\(\s*0\b|\bfileinput\b")
 
 
 def _choose(text: str, name: str) -> _Block | None:
     """The block of ``text`` that is the program; ``name`` is its entry point, "" for a script."""
-    fenced = [block for block in _fenced(text) if block.label not in _SHELLS_AND_DATA]
-    ours = [block for block in fenced if block.label not in _OTHER_LANGUAGES]
+    fenced = [block for block in _fenced(text) if block.label not in _NO_PROGRAMS]
+    ours = [block for block in fenced if block.label not in _FOREIGN]
     loose = list(_unfenced(text, fenced))
     if name:
-        others = [block for block in fenced if block.label in _OTHER_LANGUAGES]
+        others = [block for block in fenced if block.label in _FOREIGN]
         for blocks in (ours, loose, others):
             for block in reversed(blocks):
                 if _defines(block.code, name):
@@ -168,19 +166,20 @@ _NOTHING = re.compile(r"[ \t]*(?:(?:<\|\w+\|>|</s>|</answer>)[ \t]*)*")
 def _fenced(text: str) -> list[_Block]:
     """All fenced blocks that are not empty, in order."""
     blocks: list[_Block] = []
+    literals = _Literals(text)
     fence: _Fence | None = None
     for run in _RUN.finditer(text):
         start = run.end("indent") if run["indent"] is not None else run.start()
         line_end = text.find("\n", run.end())
         line_end = len(text) if line_end < 0 else line_end
         if fence is None:
-            fence = _Fence(text, start, run.end(), line_end)
+            fence = _Fence(text, literals, start, run.end(), line_end)
         elif fence.is_closed_by(start, run.end(), line_end):
             blocks.append(fence.block(start, run.end(), is_closed=True))
             fence = None
         elif fence.is_followed_by(start, run.end(), line_end):
             blocks.append(fence.block(start, start, is_closed=True))
-            fence = _Fence(text, start, run.end(), line_end)
+            fence = _Fence(text, literals, start, run.end(), line_end)
     if fence:
         blocks.append(fence.block(len(text), len(text), is_closed=False))
     return [block for block in blocks if block.code.strip()]
@@ -191,12 +190,13 @@ class _Fence:
 
     Args:
       text: the whole text.
+      literals: its strings and comments.
       start: where the run of marks starts.
       end: where it ends.
       line_end: where its line ends.
     """
 
-    def __init__(self, text: str, start: int, end: int, line_end: int):
+    def __init__(self, text: str, literals: _Literals, start: int, end: int, line_end: int):
         self._text = text
         self._start = start
         self._mark = text[start]
@@ -213,8 +213,9 @@ class _Fence:
                 self._content = label.end()
         elif self._mark in text[end:line_end] or _OPENS_INLINE.match(text, end, line_end):
             self.label, self._content = "", end
-        may_be_python = self.label not in _SHELLS_AND_DATA | _OTHER_LANGUAGES
-        self._strings = _Literals(text, self._content) if may_be_python else None
+        may_be_python = not (self.label in _NO_PROGRAMS or self.label in _FOREIGN)
+        self._literals = literals if may_be_python else None
+        literals.restart(self._content)
 
     def is_closed_by(self, start: int, end: int, line_end: int) -> bool:
         """Whether the marks at ``start`` close this fence, neither in a string nor in a comment."""
@@ -224,7 +225,7 @@ class _Fence:
         after = _NOTHING.match(self._text, end, line_end)
         if not is_inline and (after is None or after.end() < line_end):
             return False
-        return not (self._strings and self._strings.cover(start))
+        return not (self._literals and self._literals.cover(start))
 
     def is_followed_by(self, start: int, end: int, line_end: int) -> bool:
         """Whether the marks open a new block, so that this one was left unclosed."""
@@ -234,7 +235,7 @@ class _Fence:
         line_start = self._text.rfind("\n", 0, start) + 1
         if not _PREFIX.fullmatch(self._text, line_start, start):
             return False
-        return not (self._strings and self._strings.cover(start))
+        return not (self._literals and self._literals.cover(start))
 
     def _fits(self, start: int, end: int) -> bool:
         return self._text[start] == self._mark and end - start >= self._length
@@ -253,7 +254,7 @@ class _Fence:
 
 
 def _is_known(label: str) -> bool:
-    return bool(label in _SHELLS_AND_DATA or label in _OTHER_LANGUAGES or _PYTHON.fullmatch(label))
+    return bool(label in _NO_PROGRAMS or label in _FOREIGN or _PYTHON.fullmatch(label))
 
 
 def _without_margin(code: str, opening: str) -> str:
@@ -274,41 +275,62 @@ _LITERAL = re.compile(
 _TRIPLE_END = {mark: re.compile(rf"\\.|{mark}", re.DOTALL) for mark in ('"""', "'''")}
 
 
-def _literals(text: str, start: int = 0) -> Iterator[Span]:
-    """Strings and comments from ``start`` on.  A triple quote that is never closed is none."""
-    never_closed = set()
-    while match := _LITERAL.search(text, start):
-        mark = match["triple"]
-        start = match.end()
-        if mark is None:
-            yield match.span()
-        elif mark not in never_closed:
-            for end in _TRIPLE_END[mark].finditer(text, start):
-                if end[0] == mark:
-                    start = end.end()
-                    yield (match.start(), start)
-                    break
-            else:
-                never_closed.add(mark)
-
-
 class _Literals:
-    """Answers for increasing positions whether a string or a comment covers them."""
+    """Strings and comments of a text, read on demand.
 
-    def __init__(self, text: str, start: int):
-        self._rest = _literals(text, start)
-        self._span: Span | None = (start, start)
+    A triple quote that is never closed opens no string.
+    """
+
+    def __init__(self, text: str):
+        self._text = text
+        self._never_closed: set[str] = set()
+        self.restart(0)
+
+    def restart(self, position: int) -> None:
+        """Reads on from ``position``, which lies in no string."""
+        self._span: Span = (position, position)
 
     def cover(self, position: int) -> bool:
-        while self._span and self._span[1] <= position:
-            self._span = next(self._rest, None)
-        return bool(self._span and self._span[0] < position)
+        """Whether ``position`` lies in one; positions must not decrease."""
+        while self._span[1] <= position:
+            span = self.next(position)
+            if span is None:
+                self._span = (position, position)
+                return False
+        return self._span[0] < position
+
+    def next(self, stop: int) -> Span | None:
+        """The next one that starts before ``stop``."""
+        start = self._span[1]
+        while found := _LITERAL.search(self._text, start, stop):
+            mark = found["triple"]
+            if mark is None:
+                match = _LITERAL.match(self._text, found.start())
+                assert match
+                self._span = match.span()
+                return self._span
+            start = found.end()
+            end = self._triple_end(mark, start)
+            if end:
+                self._span = (found.start(), end)
+                return self._span
+        return None
+
+    def _triple_end(self, mark: str, start: int) -> int:
+        if mark not in self._never_closed:
+            for end in _TRIPLE_END[mark].finditer(self._text, start):
+                if end[0] == mark:
+                    return end.end()
+            self._never_closed.add(mark)
+        return 0
 
 
 def _without_strings(code: str) -> str:
     """``code`` with an empty string for each string, and without comments."""
     pieces, last = [], 0
-    for start, end in _literals(code):
+    literals = _Literals(code)
+    while span := literals.next(len(code)):
+        start, end = span
         pieces += [code[last:start], "" if code[start] == "#" else '""']
         last = end
     return "".join((*pieces, code[last:]))
@@ -333,6 +355,7 @@ _STATEMENT = re.compile(
     """,
     re.MULTILINE | re.VERBOSE,
 )
+_MAX_TARGETS = 200
 _SCOPE = re.compile(
     r"^([ \t]*)(?:(?P<scope>(?:async[ \t]+)?def|class)|if|elif|else|try|except|finally|with|for"
     r"|while|match|case|async)\b",
@@ -350,19 +373,25 @@ def _defines(code: str, name: str) -> bool:
         rf"""^(?P<indent>[ \t]*)(?:
           (?:async[ \t]+)?def[ \t]+{word}\b
         | class[ \t]+{word}\b
-        | (?P<assigned>(?:\w+[ \t]*[,=][ \t]*)*{word}[ \t]*(?:,[\w \t,]*|:[^=\n]*)?=(?!=))
+        | (?P<assigned>(?=[^\n(]{{0,{_MAX_TARGETS}}}\b{word}\b)[\w \t]*[,=:])
         | (?:from[ \t]+[\w.]+[ \t]+)?import\b[^\n]*?\b{word}\b
         )""",
         re.MULTILINE | re.VERBOSE,
     )
+    target = re.compile(
+        rf"[ \t]*(?:\w+[ \t]*[,=][ \t]*)*{word}[ \t]*(?:(?:,[ \t]*\w*[ \t]*)*|:[^=\n]*)=(?!=)"
+    )
     depth = last = 0
     indented = []
     for match in bound.finditer(code):
-        if match["assigned"]:  # inside brackets it is a keyword argument
+        if match["assigned"]:
+            line = code[match.start() : match.end() + 2 * _MAX_TARGETS].partition("\n")[0]
+            if not target.match(line):
+                continue
             between = code[last : match.start()]
             depth += sum(map(between.count, "([{")) - sum(map(between.count, ")]}"))
             last = match.start()
-            if depth > 0:
+            if depth > 0:  # a keyword argument
                 continue
         if not match["indent"]:
             return True
@@ -428,11 +457,12 @@ def _stretches(text: str) -> Iterator[_Block]:
         return
     start: int | None = None
     position = 0
-    literals = _Literals(text, 0)
-    for line in text.splitlines(keepends=True):
+    literals = _Literals(text)
+    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
         if start is None:
             if _STATEMENT.match(line):
-                start, literals = position, _Literals(text, position)
+                start = position
+                literals.restart(position)
         elif _is_prose(line) and not literals.cover(position):
             yield _Block("", text[start:position], True, (start, position))
             start = None
