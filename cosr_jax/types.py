@@ -66,9 +66,11 @@ class CodeChecks:
 class ProofChecks:
     """How a term or a witness is judged.
 
-    kind: "smtlib" (``goal`` is an SMT-LIB script that must be valid with the student's definition),
-      "property" (``goal`` is a property in Python's expression syntax over the student's
-      expression), or "witness" (``goal`` names a checking program, ``instance`` is its data).
+    kind: "smtlib" (``goal`` is an SMT-LIB script that must be valid with the student's definition,
+      see ``verifiers.smt_text``), "property" (``goal`` holds properties in Python's expression
+      syntax, one a line, and ``instance`` the declarations, see ``verifiers.property_text``), or
+      "witness" (``goal`` names a checking program and ``instance`` is its data, see
+      ``verifiers.witness``).
     """
 
     kind: Literal["smtlib", "property", "witness"]
