@@ -171,7 +171,9 @@ class VerifierConfig:
     canary_every: int = setting(
         16, "batches between checks with cases whose verdicts are known; 0: never", low=0
     )
-    url: str = setting("", "a cosr verifier-serve to judge, e.g. http://127.0.0.1:8600; empty: here")
+    url: str = setting(
+        "", "a cosr verifier-serve to judge, e.g. http://127.0.0.1:8600; empty: here"
+    )
     token_file: str = setting("", "file with the token of config.verifier.url")
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``cosr train | eval | export | plan | doctor``.
+"""The command line: ``cosr train | eval | export | plan | verify | verifier-serve | doctor``.
 
 Flags are absl's and ``--config`` follows ml_collections' conventions.  JAX is imported only once a
 command runs, so help and mistakes answer at once.  Exit codes: 0 done, 1 unexpected failure (or a
@@ -26,7 +26,7 @@ from cosr_jax.config_args import load_config, override, split_overrides, suggest
 from cosr_jax.types import UserError
 
 if TYPE_CHECKING:
-    from cosr_jax.config import RunConfig
+    from cosr_jax.config import RunConfig, VerifierConfig
 
 _STDOUT = 1  # the process's own, whatever sys.stdout is
 
@@ -226,6 +226,44 @@ def _plan(call: Call) -> int:
     return 0
 
 
+def _verify_flags(values: flags.FlagValues) -> None:
+    _define_config(values)
+    flags.DEFINE_bool(
+        "stdio",
+        False,
+        "read cases as JSON lines on stdin, write answers to stdout",
+        flag_values=values,
+    )
+
+
+def _verify(call: Call) -> int:
+    if not call.flags.stdio:
+        raise UserError(
+            "cosr verify: --stdio is missing", "write cosr verify --stdio < cases.jsonl"
+        )
+    config = _verifier_config(call)
+    from cosr_jax.verifiers import stdio
+
+    return stdio.serve(config)
+
+
+def _verifier_config(call: Call) -> VerifierConfig:
+    """``config.verifier``; without --config every form of an answer counts that the protocol
+    knows, and there are as many workers as cores.
+    """
+    if call.flags.config is not None:
+        return load_config(call.flags.config, call.overrides).verifier
+    from cosr_jax.config import RunConfig
+
+    defaults = RunConfig()
+    verifier = dataclasses.replace(
+        defaults.verifier,
+        accept=("boxed", "answer_tag", "hashes", "phrase", "bare"),
+        workers=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2,
+    )
+    return override(dataclasses.replace(defaults, verifier=verifier), call.overrides).verifier
+
+
 def _doctor_flags(values: flags.FlagValues) -> None:
     _define_workdir(values, "also check that this folder can hold a run")
 
@@ -261,6 +299,12 @@ COMMANDS = {
         "--config=FILE.py[:ARG] [--topology=v5e:4x4]",
         _plan_flags,
         _plan,
+    ),
+    "verify": Command(
+        "judge cases of any program: JSON lines in, verdicts out",
+        "--stdio [--config=FILE.py[:ARG]] [--config.verifier.KEY=VALUE ...]",
+        _verify_flags,
+        _verify,
     ),
     "doctor": Command(
         "check this machine",

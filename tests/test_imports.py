@@ -28,7 +28,7 @@ ALLOWED = {
     "train": BASE | {"sharding", "student"},
     "run": BASE
     | {"sharding", "student", "rollout", "train", "curator", "tasks", "verifiers", "config_args"},
-    "main": BASE | {"config_args", "run"},
+    "main": BASE | {"config_args", "run", "verifiers"},
 }
 JAX_FREE = (
     "types",

@@ -1,58 +1,69 @@
-"""Judges completions: extraction and exact comparison here, symbolic comparison in workers.
-
-Extraction and exact comparison are bounded work of microseconds.  ``dispatch`` says when a
-symbolic comparison that does not come back is the student's failure, and when it is an ERROR.
-"""
+"""The verifier pool as the rooms see it: ``judge`` a batch, here or on another host."""
 
 from __future__ import annotations
 
-import collections
-import statistics
-import sys
+import asyncio
+import concurrent.futures
 import threading
-import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from cosr_jax.config import VerifierConfig
-from cosr_jax.types import Completion, Outcome, Task, UserError, Verdict
-from cosr_jax.verifiers.dispatch import Comparison, Dispatcher
-from cosr_jax.verifiers.extraction import METHODS, Extraction, extract_answer
-from cosr_jax.verifiers.math_answer import answers_agree, restates
+from cosr_jax.types import Completion, Task, Verdict
+from cosr_jax.verifiers.front import Front, LocalFront
+from cosr_jax.verifiers.judges import Limits
+from cosr_jax.verifiers.maths import check_forms
 
-WORKER_COMMAND = (sys.executable, "-m", "cosr_jax.verifiers.worker")
+T = TypeVar("T")
 
-_LATENCIES_KEPT = 10_000
+
+def make_front(config: VerifierConfig) -> Front:
+    """The judges of this host, or with ``config.url`` those of another one."""
+    if not config.url:
+        return LocalFront(config)
+    from cosr_jax.verifiers.remote import RemoteFront
+
+    return RemoteFront(config)
 
 
 class VerifierPool:
-    """Implements ``protocols.Verifier`` for maths.  Use as a context manager, or ``close`` it.
+    """Implements ``protocols.Verifier`` for every domain.  Use as a context manager, or ``close``.
+
+    The judges live on an event loop in a thread of their own and start with the first case of
+    their domain, so a pool that is asked for nothing costs nothing.
 
     Args:
-      config: workers, wall clock and accepted forms.
-      worker_command: what to run as a worker; tests put misbehaving ones here.
+      config: workers, limits, queue, what counts, and where the judges are.
+      open_front: makes the front, on the event loop; tests put others here.
 
     Raises:
-      UserError: ``config.accept`` is empty or names an unknown form.
+      UserError: ``config.accept`` names an unknown form, or ``config.url`` a host that cannot be
+        used.
     """
 
-    def __init__(self, config: VerifierConfig, worker_command: Sequence[str] = WORKER_COMMAND):
-        for form in config.accept:
-            if form not in METHODS:
-                raise UserError(
-                    f"config.verifier.accept: {form!r} is no form of an answer",
-                    f"choose among {', '.join(METHODS)}",
-                )
-        if not config.accept:
-            raise UserError(
-                "config.verifier.accept: () accepts no answer", f"choose among {', '.join(METHODS)}"
-            )
-        self._config = config
-        self._dispatcher = Dispatcher(worker_command, config.workers, config.wall_s)
+    def __init__(
+        self, config: VerifierConfig, open_front: Callable[[VerifierConfig], Front] = make_front
+    ):
+        check_forms(config.accept)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="verifier pool", daemon=True)
+        self._thread.start()
         self._lock = threading.Lock()
         self._is_closed = False
-        self._categories: collections.Counter[str] = collections.Counter()
-        self._latencies: collections.deque[float] = collections.deque(maxlen=_LATENCIES_KEPT)
+        self._last_stats: dict[str, Any] = {}
+        self._batches: set[asyncio.Task[Any]] = set()  # under way
+
+        async def opened() -> Front:
+            front = open_front(config)
+            await front.start()
+            return front
+
+        try:
+            self._front = self._run(opened())
+        except BaseException:
+            self._is_closed = True
+            self._stop_loop()
+            raise
 
     def __enter__(self) -> VerifierPool:
         return self
@@ -60,109 +71,92 @@ class VerifierPool:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    def judge(self, cases: Sequence[tuple[Task, Completion]]) -> list[Verdict]:
+    def judge(
+        self, cases: Sequence[tuple[Task, Completion]], limits: Limits | None = None
+    ) -> list[Verdict]:
         """One verdict for each case, in order.
 
-        A verdict passes if the value is right and its form is in ``config.accept``; a right value
-        in another form has ``value_correct`` but fails with "no_answer" ("truncated" if the length
-        limit cut the completion).
+        Args:
+          cases: any number, of any domains.
+          limits: of each case; those of the config by default.
 
         Raises:
-          UserError: a task is not of the maths domain.
-          RuntimeError: the pool is closed.
+          UserError: nobody here can judge a task's domain.
+          RuntimeError: the pool is closed, or is closed meanwhile.
         """
-        for task, _ in cases:
-            if task.domain != "math":
-                raise UserError(
-                    f"task {task.key!r} has domain {task.domain!r}, which this verifier cannot "
-                    "judge",
-                    "leave it out of the run's tasks",
-                )
-        with self._lock:
-            if self._is_closed:
-                raise RuntimeError("the verifier pool is closed")
-            return self._judge(cases)
+        return self._run(self._judge_all(cases, limits))
+
+    async def judge_async(
+        self, cases: Sequence[tuple[Task, Completion]], limits: Limits | None = None
+    ) -> list[Verdict]:
+        """``judge`` for callers with an event loop of their own."""
+        return await asyncio.wrap_future(self._submit(self._judge_all(cases, limits)))
 
     def stats(self) -> dict[str, Any]:
-        """Since the start: verdicts by category ("pass", "error", or a failure category), retries,
-        errors, restarts of workers, and median and 95th percentile of the latency in seconds.
-        """
-        latencies = sorted(self._latencies)
-        return {
-            "verdicts": dict(self._categories),
-            "retries": self._dispatcher.retries,
-            "errors": self._categories["error"],
-            "restarts": self._dispatcher.restarts,
-            "latency_p50_s": statistics.median(latencies) if latencies else 0.0,
-            "latency_p95_s": latencies[int(0.95 * (len(latencies) - 1))] if latencies else 0.0,
-        }
+        """Figures since the start; see ``front.Tally.stats``.  After ``close`` the last ones."""
+        if self._is_closed:
+            return self._last_stats
+        return self._run(self._stats())
 
     def close(self) -> None:
-        """Kills the workers; the pool judges no more."""
+        """Ends every process of the pool.  Whoever waits for verdicts gets ``RuntimeError``."""
         with self._lock:
+            if self._is_closed:
+                return
+            self._last_stats = self._run(self._stats())
             self._is_closed = True
-            self._dispatcher.close()
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._stop_loop()
 
-    def _judge(self, cases: Sequence[tuple[Task, Completion]]) -> list[Verdict]:
-        extractions: list[Extraction] = []
-        comparisons: dict[int, Comparison] = {}
-        undecided: list[int] = []
-        for index, (task, completion) in enumerate(cases):
-            start = time.perf_counter()
-            found = extract_answer(completion.text, completion.finish_reason)
-            extractions.append(found)
-            agree, detail = False, ""
-            if not found.category:
-                if restates(task.prompt, found.answer, task.answer):
-                    detail = "restates the question"
-                else:
-                    exact = answers_agree(found.answer, task.answer)
-                    if exact is None:
-                        undecided.append(index)
-                        continue
-                    agree = exact
-            seconds = time.perf_counter() - start
-            comparisons[index] = Comparison(agree, detail=detail, seconds=seconds)
-        if undecided:
-            pairs = [(extractions[i].answer, cases[i][0].answer) for i in undecided]
-            comparisons.update(zip(undecided, self._dispatcher.compare(pairs), strict=True))
-        verdicts = [
-            self._verdict(completion, extractions[i], comparisons[i])
-            for i, (_, completion) in enumerate(cases)
-        ]
-        for verdict in verdicts:
-            is_error = verdict.outcome is Outcome.ERROR
-            self._categories["error" if is_error else verdict.category or "pass"] += 1
-            self._latencies.append(verdict.seconds)
-        return verdicts
+    async def _judge_all(
+        self, cases: Sequence[tuple[Task, Completion]], limits: Limits | None
+    ) -> list[Verdict]:
+        batch = asyncio.current_task()
+        assert batch
+        self._batches.add(batch)
+        judge = self._front.judge
+        tasks = [asyncio.ensure_future(judge(task, said, limits)) for task, said in cases]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            # Whoever gave up, or met an error, leaves no case running behind.
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._batches.discard(batch)
 
-    def _verdict(
-        self, completion: Completion, found: Extraction, comparison: Comparison
-    ) -> Verdict:
-        outcome, category, detail = Outcome.FAIL, "", comparison.detail
-        no_form = "truncated" if completion.finish_reason == "length" else "no_answer"
-        is_accepted = found.method in self._config.accept
-        if found.category:
-            category = found.category
-        elif comparison.limit:
-            category = comparison.limit if is_accepted else no_form
-        elif comparison.agree is None:
-            outcome = Outcome.ERROR
-        elif comparison.agree and is_accepted:
-            outcome = Outcome.PASS
-        elif is_accepted:
-            category = "wrong_answer"
-        else:
-            category = no_form
-            value = "right" if comparison.agree else "wrong"
-            detail = f"{value} value in the form {found.method!r}, which is not accepted"
-        return Verdict(
-            outcome=outcome,
-            reward=float(outcome is Outcome.PASS),
-            category=category,
-            answer=found.answer,
-            method=found.method,
-            value_correct=bool(comparison.agree),
-            seconds=comparison.seconds,
-            detail=detail,
-        )
+    async def _stats(self) -> dict[str, Any]:
+        return self._front.stats()
+
+    async def _close(self) -> None:
+        batches = list(self._batches)
+        for batch in batches:
+            batch.cancel()
+        await asyncio.gather(*batches, return_exceptions=True)
+        await self._front.close()
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        if self._is_closed:
+            work.close()
+            raise RuntimeError("the verifier pool is closed")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        future = self._submit(work)
+        try:
+            return future.result()
+        except concurrent.futures.CancelledError:
+            raise RuntimeError("the verifier pool was closed meanwhile") from None
+        except BaseException:  # such as Ctrl-C
+            future.cancel()
+            raise
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()

@@ -1,19 +1,22 @@
-"""The killable process that compares answers with sympy: ``python -m cosr_jax.verifiers.worker``.
+"""A killable process that answers requests: ``python -m cosr_jax.verifiers.worker MODULE:NAME``.
 
-Protocol, one JSON object per line.  The worker says ``{"ready": true, "cpu_s"}`` once sympy is
-imported, so that the import is on nobody's clock.  Each ``{"id", "given", "gold"}`` gets one of
+The named function takes a request's case, a dict, and returns a dict; both travel as JSON.
+Importing its module is the warm-up.  Protocol, one JSON object per line.  The worker says
+``{"ready": true, "cpu_s", "size_mb"}`` once warm, so that the import is on nobody's clock.  Each
+``{"id", "memory_mb", "case"}`` gets one of
 
-    {"id", "agree": bool, "cpu_s": float}      cpu_s: CPU seconds of this process so far
-    {"id", "limit": "memory_limit"}            the comparison ran out of memory; the worker ends
-    {"id", "error": str}                       the verifier's own trouble, e.g. an unreadable gold
+    {"id", "result": {...}, "cpu_s", "size_mb"}   CPU seconds and MiB of address space so far
+    {"id", "limit": "memory_limit"}               more memory was needed; the worker ends
+    {"id", "error": str, "cpu_s", "size_mb"}      the verifier's own trouble
 
 Answers go to a private copy of stdout, and stdout itself to stderr: whatever a library prints
-cannot break the protocol.  The worker ends with its input, in the middle of a comparison too, so
-none outlives the process that started it.
+cannot break the protocol.  The worker ends with its input, in the middle of a request too, so none
+outlives the process that started it.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import queue
@@ -21,52 +24,74 @@ import resource
 import sys
 import threading
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TextIO
 
-_MEMORY_BYTES = 2 << 30
+
+class Unjudgeable(Exception):
+    """Raised by a worker's function when no answer can be blamed, e.g. for an unreadable gold."""
 
 
-def main() -> None:
-    """Serves cases until the end of input."""
+def main(target: str) -> None:
+    """Serves requests until the end of input.
+
+    Args:
+      target: "package.module:function".
+    """
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = _MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(hard, _MEMORY_BYTES)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
-    lines: queue.Queue[str] = queue.Queue()
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(lines,), daemon=True).start()
-
-    # Only here: the parent, which imports this package too, never pays for sympy.
-    from cosr_jax.verifiers import symbolic
-
-    _send(channel, {"ready": True, "cpu_s": time.process_time()})
+    module, _, name = target.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    warm_mb = size_mb()
+    _send(channel, {"ready": True, **_usage()})
     while True:
-        case = json.loads(lines.get())
-        answer = _judge(symbolic, case["given"], case["gold"])
-        _send(channel, {"id": case["id"], **answer})
+        request = json.loads(lines.get())
+        _limit_memory(warm_mb + request["memory_mb"])
+        answer = _answer(function, request["case"])
+        _send(channel, {"id": request["id"], **answer})
         if "limit" in answer:
             os._exit(1)
 
 
-def _read(lines: queue.Queue[str]) -> None:
+def size_mb() -> int:
+    """The process's address space in MiB, which is what RLIMIT_AS limits; 0 where it is unknown."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except OSError:
+        return 0
+    return pages * resource.getpagesize() >> 20
+
+
+def _limit_memory(mb: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = mb << 20
+    if hard != resource.RLIM_INFINITY:
+        limit = min(limit, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+
+
+def _read(lines: queue.SimpleQueue[str]) -> None:
     for line in sys.stdin:
         lines.put(line)
-    os._exit(0)  # at once, even if a comparison is running
+    os._exit(0)  # at once, even if a request is being answered
 
 
-def _judge(symbolic: Any, given: str, gold: str) -> dict[str, Any]:
-    from cosr_jax.verifiers.math_answer import answers_agree
-
+def _answer(function: Callable[[dict[str, Any]], dict[str, Any]], case: Any) -> dict[str, Any]:
     try:
-        agree = answers_agree(given, gold, symbolic.symbolically_equal)
-    except symbolic.Unreadable as error:
-        return {"error": f"gold answer: {error}"}
+        return {"result": function(case), **_usage()}
     except MemoryError:
         return {"limit": "memory_limit"}
+    except Unjudgeable as error:
+        return {"error": str(error), **_usage()}
     except Exception as error:
-        # sympy gives up on some inputs with all kinds of exceptions: equality was not shown.
-        return {"agree": False, "cpu_s": time.process_time(), "detail": repr(error)[:200]}
-    return {"agree": bool(agree), "cpu_s": time.process_time()}
+        return {"error": f"{type(error).__name__}: {error}"[:1000], **_usage()}
+
+
+def _usage() -> dict[str, float]:
+    return {"cpu_s": time.process_time(), "size_mb": size_mb()}
 
 
 def _send(channel: TextIO, message: dict[str, Any]) -> None:
@@ -75,4 +100,7 @@ def _send(channel: TextIO, message: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Under its real name: as __main__ its Unjudgeable would not be the one that functions raise.
+    from cosr_jax.verifiers import worker
+
+    worker.main(sys.argv[1])
