@@ -7,56 +7,128 @@ import mmap
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
-from cosr_jax.verifiers.sandbox import wire
+from cosr_jax.verifiers.sandbox import linux, seccomp, wire
+
+Entry = Callable[[list[int], bytes], None]
 
 MIB = 1 << 20
+PAGE = resource.getpagesize()
 
 #: Exit code of a member whose entry raised MemoryError.
 OUT_OF_MEMORY = 86
+#: Descriptors that a member may have open; enough for honest programs, too few to hurt anybody.
+_MAX_FDS = 256
+#: Bytes of a mark: 1 once the member stands in its isolation, else the text of what failed.
+MARK = 256
+#: Address space for libraries that are imported late: mapped files, which are no memory of the
+#: case's own.  RLIMIT_DATA holds that to the limit itself.
+_LIBRARIES = 128 * MIB
 
 
-class Isolation:
-    """No isolation but the limits: for the package's own tests."""
+class Isolation(Protocol):
+    """What a layer does in the server and in its members; see ``namespaces``, ``confinement``."""
+
+    may_change_attributes: bool
+    is_watched: bool
+    max_tasks: int | None  # for RLIMIT_NPROC, None where it would count foreign processes
+
+    def prepare(self, place: int, file_mb: int) -> None: ...
+    def fork(self) -> int: ...
+    def enter(self, place: int) -> None: ...
+    def clean(self, place: int) -> None: ...
+    def is_over(self, place: int, file_mb: int) -> bool: ...
+    def close(self) -> None: ...
+
+
+class NoIsolation:
+    """Limits and the system call filter only: for this package's own tests."""
+
+    may_change_attributes = True
+    is_watched = False
+    max_tasks = None
+
+    def prepare(self, place: int, file_mb: int) -> None: ...
 
     def fork(self) -> int:
-        """fork(2), in the server."""
         return os.fork()
 
-    def enter(self, order: wire.Order) -> None:
-        """In the member."""
+    def enter(self, place: int) -> None: ...
+
+    def clean(self, place: int) -> None: ...
+
+    def is_over(self, place: int, file_mb: int) -> bool:
+        return False
+
+    def close(self) -> None: ...
 
 
-def run(
-    isolation: Isolation,
-    entry: Callable[[list[int], bytes], None],
-    fds: list[int],
-    order: wire.Order,
-    marks: mmap.mmap,
-    mark: int,
-) -> NoReturn:
-    """Becomes the member; never returns, and never runs the server's clean-up."""
-    code = 1
-    try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        _keep_only(fds)
-        isolation.enter(order)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        marks[mark] = 1
-        marks.close()
-        gc.enable()
-        try:
-            entry(fds, order.argument)
-            code = 0
-        except MemoryError:
-            code = OUT_OF_MEMORY
-    except BaseException:
+class Nursery:
+    """What every member of one server has in common.
+
+    Args:
+      isolation: the layer.
+      marks: shared memory, ``MARK`` bytes for each place.
+      statm: descriptor of the server's /proc/self/statm.
+    """
+
+    def __init__(self, isolation: Isolation, marks: mmap.mmap, statm: int):
+        self._isolation = isolation
+        self._marks = marks
+        self._statm = statm
+        self._filter_of_first = seccomp.Filter(seccomp.member_program(1))
+
+    def memory(self) -> tuple[int, int]:
+        """Address space and private writable memory of the server now, in bytes."""
+        fields = os.pread(self._statm, 256, 0).split()
+        return int(fields[0]) * PAGE, int(fields[5]) * PAGE
+
+    def run(
+        self, entry: Entry, fds: list[int], order: wire.Order, place: int, memory: tuple[int, int]
+    ) -> NoReturn:
+        """In the fork: becomes the member; never returns, never runs the server's clean-up."""
         code = 1
-    finally:
-        os._exit(code)
+        try:
+            try:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                os.dup2(0, 2)
+                self._isolation.enter(place)
+                _keep_only(fds)
+                argument = _read_all(fds[0])
+                os.close(fds[0])
+                _limit(order, memory, self._isolation.max_tasks)
+                linux.drop_capabilities()
+                linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+                pid = os.getpid()
+                is_first = pid == 1
+                own = (
+                    self._filter_of_first
+                    if is_first
+                    else seccomp.Filter(seccomp.member_program(pid))
+                )
+                own.put_on()
+                if "random" in sys.modules:
+                    sys.modules["random"].seed(0)  # its own hook seeded it from the machine
+            except BaseException as error:
+                text = f"{type(error).__name__}: {error}".encode()[: MARK - 1]
+                self._marks[place * MARK + 1 : place * MARK + 1 + len(text)] = text
+                os._exit(1)
+            self._marks[place * MARK] = 1
+            self._marks.close()
+            gc.enable()
+            try:
+                entry(fds[1:], argument)
+                code = 0
+            except MemoryError:
+                code = OUT_OF_MEMORY
+        except BaseException:
+            code = 1
+        finally:
+            os._exit(code)
 
 
 def _keep_only(fds: list[int]) -> None:
@@ -66,3 +138,30 @@ def _keep_only(fds: list[int]) -> None:
         os.closerange(start, fd)
         start = fd + 1
     os.closerange(start, 1 << 20)
+
+
+def _read_all(fd: int) -> bytes:
+    parts = []
+    at = 0
+    while part := os.pread(fd, 1 << 20, at):
+        parts.append(part)
+        at += len(part)
+    return b"".join(parts)
+
+
+def _limit(order: wire.Order, memory: tuple[int, int], max_tasks: int | None) -> None:
+    addresses, data = memory
+    own = order.memory_mb * MIB
+    for kind, value in (
+        (resource.RLIMIT_AS, addresses + own + _LIBRARIES),
+        (resource.RLIMIT_DATA, data + own),
+        (resource.RLIMIT_CPU, order.cpu_s),
+        (resource.RLIMIT_FSIZE, order.file_mb * MIB),
+        (resource.RLIMIT_NOFILE, _MAX_FDS),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_SIGPENDING, 64),
+        *([] if max_tasks is None else [(resource.RLIMIT_NPROC, max_tasks)]),
+    ):
+        resource.setrlimit(kind, (value, value))

@@ -1,28 +1,46 @@
 """The warm fork server: imports once, forks for every member of every case, reaps and reports.
 
-One thread and one loop.  It runs inside the isolation layer, holds no data of any case after the
-fork, and ends when the host's end of its socket closes.
+One thread and one loop.  It runs inside the isolation layer, holds no data of any case, and ends
+when the host's end of its socket closes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import gc
+import heapq
 import importlib
+import importlib.util
 import json
 import mmap
 import os
 import select
 import signal
+import site
 import socket
 import sys
 import traceback
-from collections.abc import Callable
 
-from cosr_jax.verifiers.sandbox import member, wire
+from cosr_jax.verifiers.sandbox import linux, member, seccomp, wire
+from cosr_jax.verifiers.sandbox.confinement import LandlockIsolation
+from cosr_jax.verifiers.sandbox.namespaces import NamespaceIsolation, build_root, settle
 
-#: One byte for each member under way: 1 once it stands in its isolation and runs its entry.  The
-#: member unmaps it before it runs anything of the case, so that nobody can forge the mark.
-_MARKS = 4096
+#: Members under way at most.
+_PLACES = 512
+#: How often the files of members are counted where no file system does; milliseconds.
+_WATCH_MS = 50
+#: Threads of numerical libraries: one, because a process with threads cannot fork safely.
+_SINGLE_THREADED = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclasses.dataclass
+class _Running:
+    case: int
+    index: int
+    place: int
+    order: wire.Order
+    limit: int = wire.NO_LIMIT
+    is_killed: bool = False
 
 
 class Server:
@@ -30,31 +48,36 @@ class Server:
 
     Args:
       sock: the stream socket to the host.
-      isolation: what each member does to itself after the fork.
+      isolation: the layer.
+      statm: descriptor of this process's /proc/self/statm.
     """
 
-    def __init__(self, sock: socket.socket, isolation: member.Isolation):
+    def __init__(self, sock: socket.socket, isolation: member.Isolation, statm: int):
         self._sock = sock
         self._isolation = isolation
         self._reader = wire.Reader(sock)
-        self._entries: dict[str, Callable[[list[int], bytes], None]] = {}
-        self._members: dict[int, tuple[int, int, int]] = {}  # pid: case, index, mark
-        self._cases: dict[int, set[int]] = {}  # case: pids under way
-        self._marks = mmap.mmap(-1, _MARKS)
-        self._free_marks = list(range(_MARKS))
+        # The members' marks: each unmaps them before it runs anything of its case, so that no
+        # program can pass for one that never started, or the other way round.
+        self._marks = mmap.mmap(-1, _PLACES * member.MARK)
+        self._nursery = member.Nursery(isolation, self._marks, statm)
+        self._free = list(range(_PLACES))  # a heap: few places are used again and again
+        self._entries: dict[str, member.Entry] = {}
+        self._running: dict[int, _Running] = {}
+        self._cases: dict[int, set[int]] = {}  # pids of each case
 
-    def run(self) -> None:
-        """Serves until the host goes away."""
+    def run(self, pid: int) -> None:
+        """Serves until the host goes away; ``pid`` is this process's number on the machine."""
         wake, wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, else the wakeup is not written
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, else nothing is woken
         signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
         self._sock.setblocking(False)
         poll = select.poll()
         poll.register(self._sock, select.POLLIN)
         poll.register(wake, select.POLLIN)
-        self._send(wire.READY, 0)
+        self._send(wire.READY, pid)
         while True:
-            for fd, _ in poll.poll():
+            is_watching = self._isolation.is_watched and self._running
+            for fd, _ in poll.poll(_WATCH_MS if is_watching else None):
                 if fd == wake:
                     os.read(wake, 4096)
                     self._reap()
@@ -63,15 +86,20 @@ class Server:
                     for frame in self._reader.frames():
                         self._serve(frame)
                 except EOFError:
+                    self._end()
                     return
+            if is_watching:
+                self._watch()
 
     def _serve(self, frame: wire.Frame) -> None:
         if frame.kind == wire.SPAWN:
             try:
                 self._spawn(frame)
-            except OSError as error:
-                self._kill(frame.case)
+            except Exception as error:
                 self._send(wire.FAILED, frame.case, f"{type(error).__name__}: {error}".encode())
+                self._kill(frame.case)
+                if frame.case not in self._cases:
+                    self._send(wire.GONE, frame.case)
             finally:
                 for fd in frame.fds:
                     os.close(fd)
@@ -85,44 +113,68 @@ class Server:
         for index, order in enumerate(wire.decode_orders(frame.body)):
             entry = self._entry(order.entry)
             own, fds = fds[: order.num_fds], fds[order.num_fds :]
-            mark = self._free_marks.pop()
-            self._marks[mark] = 0
+            if not self._free:
+                raise OSError(f"{_PLACES} members are under way")
+            place = self._free[0]
+            self._isolation.prepare(place, order.file_mb)
+            self._marks[place * member.MARK : (place + 1) * member.MARK] = bytes(member.MARK)
+            memory = self._nursery.memory()
             pid = self._isolation.fork()
             if pid == 0:
-                member.run(self._isolation, entry, own, order, self._marks, mark)
-            self._members[pid] = (frame.case, index, mark)
+                self._nursery.run(entry, own, order, place, memory)
+            heapq.heappop(self._free)
+            self._running[pid] = _Running(frame.case, index, place, order)
             self._cases.setdefault(frame.case, set()).add(pid)
 
-    def _entry(self, name: str) -> Callable[[list[int], bytes], None]:
+    def _entry(self, name: str) -> member.Entry:
         if name not in self._entries:
             module, _, function = name.partition(":")
             self._entries[name] = getattr(importlib.import_module(module), function)
+            gc.collect()
             gc.freeze()
         return self._entries[name]
 
     def _kill(self, case: int) -> None:
         for pid in self._cases.get(case, ()):
+            self._running[pid].is_killed = True
             os.kill(pid, signal.SIGKILL)
 
+    def _watch(self) -> None:
+        for pid, running in self._running.items():
+            if self._isolation.is_over(running.place, running.order.file_mb):
+                running.limit = wire.FILE_LIMIT
+                os.kill(pid, signal.SIGKILL)
+
     def _reap(self) -> None:
-        while self._members:
+        while self._running:
             pid, status, usage = os.wait4(-1, os.WNOHANG)
             if pid == 0:
                 return
-            case, index, mark = self._members.pop(pid)
+            running = self._running.pop(pid)
+            case = running.case
+            self._isolation.clean(running.place)
+            heapq.heappush(self._free, running.place)
+            mark = self._marks[running.place * member.MARK : (running.place + 1) * member.MARK]
+            if mark[0] or running.is_killed:
+                cpu_s = usage.ru_utime + usage.ru_stime
+                limit = running.limit or _limit(running, status, cpu_s, usage.ru_maxrss)
+                self._send(wire.EXITED, case, wire.EXIT.pack(running.index, status, cpu_s, limit))
+            else:
+                text = mark[1:].rstrip(b"\0") or b"it died"
+                self._send(wire.FAILED, case, b"a member was not isolated: " + text)
             pids = self._cases[case]
             pids.discard(pid)
             if not pids:
                 del self._cases[case]
-            self._free_marks.append(mark)
-            if self._marks[mark]:
-                cpu_s = usage.ru_utime + usage.ru_stime
-                body = wire.EXIT.pack(index, status, cpu_s, usage.ru_maxrss, not pids)
-                self._send(wire.EXITED, case, body)
-            else:
-                self._send(wire.FAILED, case, b"a member ended before it stood in its isolation")
-            if not pids:
                 self._send(wire.GONE, case)
+
+    def _end(self) -> None:
+        for pid in self._running:
+            os.kill(pid, signal.SIGKILL)
+        while self._running:
+            pid, _ = os.wait()
+            self._isolation.clean(self._running.pop(pid).place)
+        self._isolation.close()
 
     def _send(self, kind: int, case: int, body: bytes = b"") -> None:
         data = wire.encode(kind, case, body)
@@ -132,25 +184,80 @@ class Server:
                 data = data[self._sock.send(data) :]
             except BlockingIOError:
                 select.select([], [self._sock], [])
+            except (BrokenPipeError, ConnectionResetError):
+                return  # the host is gone: the next read says so
+
+
+def _limit(running: _Running, status: int, cpu_s: float, max_rss_kb: int) -> int:
+    """Which limit ended the member, as far as its status tells."""
+    if running.is_killed:
+        return wire.NO_LIMIT
+    if os.WIFEXITED(status):
+        is_out = os.WEXITSTATUS(status) == member.OUT_OF_MEMORY
+        return wire.MEMORY_LIMIT if is_out else wire.NO_LIMIT
+    if os.WTERMSIG(status) == signal.SIGKILL:
+        # Nobody in the sandbox may kill it: the kernel did, for its processor time or for memory.
+        is_late = cpu_s >= running.order.cpu_s - 0.1
+        return wire.CPU_LIMIT if is_late else wire.MEMORY_LIMIT
+    # A library that cannot allocate aborts, or uses what it did not get.
+    is_full = max_rss_kb * 1024 >= 0.7 * running.order.memory_mb * member.MIB
+    return wire.MEMORY_LIMIT if is_full else wire.NO_LIMIT
+
+
+def _isolate(boot: dict, proc: int, sock: socket.socket) -> member.Isolation:
+    """Goes behind the layer, before anything is imported that could start a thread."""
+    layer = boot["layer"]
+    if layer == "none":
+        return member.NoIsolation()
+    if layer == "landlock":
+        return LandlockIsolation(boot["visible"], boot["base"])
+    if layer == "namespaces":
+        build_root(boot["visible"], proc)
+    else:
+        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # bubblewrap's end is ours
+    settle(proc, sock)
+    return NamespaceIsolation(proc)
+
+
+def _warm_up(preload: list[str], optional: list[str]) -> None:
+    os.environ.update({name: "1" for name in _SINGLE_THREADED})
+    for name in preload:
+        importlib.import_module(name)
+    for name in optional:
+        if importlib.util.find_spec(name):
+            importlib.import_module(name)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    site.setquit()  # exit() and quit(), which an interpreter started without site lacks
+    linux.limit_arenas()
+    sys.argv[:] = [""]
+    os.environ.clear()
 
 
 def main() -> None:
-    """Runs the server described by the JSON in ``sys.argv[1]``; see ``host``."""
+    """Runs the server described by the JSON in ``sys.argv[1]``; see ``layers``."""
     boot = json.loads(sys.argv[1])
-    sys.path[:] = boot["path"]
-    sock = socket.socket(fileno=boot["fd"])
+    sock = socket.socket(fileno=boot["sock"])
+    proc = boot["proc"]
     try:
-        isolation = member.Isolation()
-        for name in boot["preload"]:
-            importlib.import_module(name)
+        isolation = _isolate(boot, proc, sock)
+        _warm_up(boot["preload"], boot["optional"])
+        if isinstance(isolation, LandlockIsolation):
+            isolation.give_up_root()
+        if len(os.listdir(os.open("self/task", os.O_RDONLY, dir_fd=proc))) > 1:
+            raise RuntimeError("a preloaded module started a thread; such a process cannot fork")
+        statm = os.open("self/statm", os.O_RDONLY, dir_fd=proc)
+        pid = int(os.readlink("self", dir_fd=proc))
+        os.close(proc)
+        server = Server(sock, isolation, statm)
+        linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        seccomp.Filter(seccomp.server_program(isolation.may_change_attributes)).put_on()
         gc.collect()
         gc.freeze()
         gc.disable()
-        server = Server(sock, isolation)
-        sys.argv[:] = [""]
-        os.environ.clear()
-        server.run()
-    except Exception:
+        server.run(pid)
+    except BaseException:
         traceback.print_exc()
+        sys.stderr.flush()
         os._exit(1)
     os._exit(0)

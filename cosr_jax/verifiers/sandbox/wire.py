@@ -14,8 +14,10 @@ from collections.abc import Iterator, Sequence
 
 #: kind, number of descriptors, case, length of the body in bytes
 HEADER = struct.Struct("<BHII")
-#: member's index, status as of waitpid(2), CPU seconds, largest resident size in KiB, is_last
-EXIT = struct.Struct("<HidQ?")
+#: member's index, status as of waitpid(2), CPU seconds, limit that ended it
+EXIT = struct.Struct("<HidB")
+
+NO_LIMIT, CPU_LIMIT, MEMORY_LIMIT, FILE_LIMIT = range(4)
 
 READY, SPAWN, KILL, EXITED, FAILED, GONE = range(1, 7)
 
@@ -39,11 +41,10 @@ class Order:
     """What the server must know to fork one member."""
 
     entry: str
-    num_fds: int
+    num_fds: int  # the first holds the argument
     memory_mb: int
     file_mb: int
     cpu_s: int
-    argument: bytes
 
 
 def encode(kind: int, case: int, body: bytes = b"", num_fds: int = 0) -> bytes:
@@ -53,20 +54,12 @@ def encode(kind: int, case: int, body: bytes = b"", num_fds: int = 0) -> bytes:
 
 def encode_orders(orders: Sequence[Order]) -> bytes:
     """The body of a SPAWN frame."""
-    heads = [[o.entry, o.num_fds, o.memory_mb, o.file_mb, o.cpu_s, len(o.argument)] for o in orders]
-    head = json.dumps(heads).encode()
-    return struct.pack("<I", len(head)) + head + b"".join(o.argument for o in orders)
+    return json.dumps([dataclasses.astuple(order) for order in orders]).encode()
 
 
 def decode_orders(body: bytes) -> list[Order]:
     """The inverse of ``encode_orders``."""
-    (length,) = struct.unpack_from("<I", body)
-    at = 4 + length
-    orders = []
-    for *fields, size in json.loads(body[4:at]):
-        orders.append(Order(*fields, argument=body[at : at + size]))
-        at += size
-    return orders
+    return [Order(*fields) for fields in json.loads(body)]
 
 
 class Reader:

@@ -1,0 +1,123 @@
+"""Isolation without namespaces: Landlock rules, a user without rights where root can give one.
+
+Weaker than namespaces: a member sees that files exist that it may not open, and shares the user and
+the process ids of its neighbours; Landlock and the system call filter keep it from touching them.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+
+from cosr_jax.verifiers.sandbox import landlock, linux
+from cosr_jax.verifiers.sandbox.namespaces import DEVICES, give_up_root
+
+_NOBODY = 65534
+_MIB = 1 << 20
+_MAX_FILES = 4096
+#: Of all that runs as nobody on this machine: a fence against floods of threads.
+_MAX_TASKS_OF_NOBODY = 512
+
+
+class LandlockIsolation:
+    """Members under one Landlock ruleset for each place, a directory below ``base``.
+
+    Args:
+      visible: what may be read.
+      base: a directory of the sandbox's own, on a tmpfs where the machine has one.
+    """
+
+    may_change_attributes = False
+    is_watched = True
+    max_tasks: int | None = None
+
+    def __init__(self, visible: Sequence[str], base: str):
+        self._readable = [p for p in (*visible, *DEVICES) if os.path.exists(p)]
+        self._base = base
+        self._rulesets: dict[int, landlock.Ruleset] = {}
+
+    def give_up_root(self) -> None:
+        """Becomes nobody if this is root and nobody can reach the interpreter.
+
+        An interpreter in root's own home is out of reach for nobody; root without a capability,
+        behind Landlock and the filter, is what remains then.
+        """
+        if os.geteuid() == 0:
+            os.chown(self._base, _NOBODY, _NOBODY)
+            if _nobody_can_read(self._readable):
+                give_up_root()
+                self.max_tasks = _MAX_TASKS_OF_NOBODY
+            else:
+                os.chown(self._base, 0, 0)
+        linux.drop_capabilities()
+        linux.prctl(linux.PR_SET_DUMPABLE, 0)
+
+    def prepare(self, place: int, file_mb: int) -> None:
+        """In the server, before the fork: an empty place, and room for ``file_mb`` MiB.
+
+        Raises:
+          OSError: the file system is full.
+        """
+        private = f"{self._base}/{place}"
+        if place not in self._rulesets:
+            os.mkdir(private, 0o700)
+            self._rulesets[place] = landlock.Ruleset(self._readable, private)
+        room = os.statvfs(private)
+        if room.f_bavail * room.f_frsize < file_mb * _MIB:
+            raise OSError(f"less than {file_mb} MiB are free for the sandbox's files")
+
+    def fork(self) -> int:
+        """fork(2)."""
+        return os.fork()
+
+    def enter(self, place: int) -> None:
+        """In the member: into its place, out of reach of everything else."""
+        os.chdir(f"{self._base}/{place}")
+        self._rulesets[place].put_on()
+
+    def clean(self, place: int) -> None:
+        """In the server, when the member is gone: nothing that it wrote stays."""
+        private = f"{self._base}/{place}"
+        with os.scandir(private) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                else:
+                    os.unlink(entry.path)
+
+    def is_over(self, place: int, file_mb: int) -> bool:
+        """Whether the member's files take more than they may, as far as can be seen."""
+        size = count = 0
+        left = [f"{self._base}/{place}"]
+        while left:
+            try:
+                with os.scandir(left.pop()) as entries:
+                    for entry in entries:
+                        count += 1
+                        size += entry.stat(follow_symlinks=False).st_blocks * 512
+                        if size > file_mb * _MIB or count > _MAX_FILES:
+                            return True
+                        if entry.is_dir(follow_symlinks=False):
+                            left.append(entry.path)
+            except FileNotFoundError:
+                continue  # the member removes files while they are counted
+        return False
+
+    def close(self) -> None:
+        """Removes every place; the base itself is the host's."""
+        for place in self._rulesets:
+            self.clean(place)
+            os.rmdir(f"{self._base}/{place}")
+
+
+def _nobody_can_read(paths: Sequence[str]) -> bool:
+    os.seteuid(_NOBODY)
+    try:
+        for path in paths:
+            os.stat(path)
+        return True
+    except PermissionError:
+        return False
+    finally:
+        os.seteuid(0)

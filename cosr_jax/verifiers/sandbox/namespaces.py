@@ -1,0 +1,195 @@
+"""Isolation by namespaces: a root of read-only binds, and for each member its own processes.
+
+Two steps lead there.  ``build_root`` leaves the machine for a root that shows only what Python
+needs; bubblewrap does the same from outside.  ``settle`` then gives up root, becomes the owner of a
+new user namespace, and forks the server as the first process of a new PID namespace.
+
+Each member is the first process of a PID namespace of its own, so that its end is the end of all
+that it started.  It stands in one of the server's places: a bind of the whole root with a small
+tmpfs of its own on /tmp.  Places are made once and used again, because mounting and unmounting
+waits for the kernel's grace periods; a place that was written to gets a new tmpfs.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cosr_jax.verifiers.sandbox import linux
+
+#: Where the server keeps the places, as seen from its root.
+PLACES = "/places"
+#: Empty directories that the root must have.
+MOUNT_POINTS = (PLACES, "/tmp", "/proc")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+HOST_NAME = "sandbox"
+
+_NOBODY = 65534
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+_OLD = "/old"
+_MAX_FILES = 4096
+
+
+def build_root(visible: Sequence[str], proc: int) -> None:
+    """Leaves the machine's mounts, network, IPC and host name for new ones.
+
+    Args:
+      visible: what to show, read-only, where it is now; a symbolic link is copied as such.
+      proc: descriptor of the machine's /proc.
+
+    Raises:
+      OSError: the kernel, or what runs this process, does not allow it.
+    """
+    new = linux.CLONE_NEWNS | linux.CLONE_NEWNET | linux.CLONE_NEWIPC | linux.CLONE_NEWUTS
+    try:
+        linux.unshare(new)
+    except PermissionError:
+        _own_user_namespace(new, proc)
+    linux.mount("none", "/", "none", linux.MS_REC | linux.MS_PRIVATE)
+    socket.sethostname(HOST_NAME)
+    linux.mount("tmpfs", "/tmp", "tmpfs", linux.MS_NOSUID, "mode=755,size=1m")
+    os.mkdir("/tmp" + _OLD)
+    os.chdir("/tmp")
+    number = _PIVOT_ROOT[os.uname().machine]
+    linux.syscall("pivot_root", number, b"/tmp", os.fsencode("/tmp" + _OLD))
+    os.chdir("/")
+    for directory in MOUNT_POINTS:
+        os.mkdir(directory)
+    for path in (*visible, *DEVICES):
+        _show(path)
+    linux.detach(_OLD)
+    os.rmdir(_OLD)
+    linux.make_read_only("/")
+
+
+def _show(path: str) -> None:
+    source = _OLD + path
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    if os.path.islink(source):
+        os.symlink(os.readlink(source), path)
+        return
+    if os.path.isdir(source):
+        os.makedirs(path, exist_ok=True)
+    else:
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+    linux.bind(source, path)
+
+
+def _own_user_namespace(new: int, proc: int) -> None:
+    """Enters a user namespace that knows this user and group only, and the namespaces ``new``."""
+    uid, gid = os.geteuid(), os.getegid()
+    linux.unshare(linux.CLONE_NEWUSER | new)
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{uid} {uid} 1"),
+        ("gid_map", f"{gid} {gid} 1"),
+    ):
+        fd = os.open(f"self/{name}", os.O_WRONLY | os.O_CLOEXEC, dir_fd=proc)
+        os.write(fd, text.encode())
+        os.close(fd)
+
+
+def give_up_root() -> None:
+    """Becomes nobody, if this is root."""
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+
+
+def settle(proc: int, sock: socket.socket) -> None:
+    """Returns in a new process: the first of its PID namespace, owner of all that it needs.
+
+    The process that called stays behind, waits for the new one, and ends as it ended.
+    """
+    give_up_root()
+    linux.prctl(linux.PR_SET_DUMPABLE, 1)  # else the maps of its namespace belong to root
+    _own_user_namespace(linux.CLONE_NEWNS | linux.CLONE_NEWPID, proc)
+    linux.prctl(linux.PR_SET_DUMPABLE, 0)
+    flags = linux.MS_NOSUID | linux.MS_NODEV
+    linux.mount("tmpfs", PLACES, "tmpfs", flags, "mode=700,size=1m")
+    # Unbindable, so that a bind of the root does not take the other places along.
+    linux.mount("none", PLACES, "none", linux.MS_UNBINDABLE)
+    child = os.fork()
+    if child:
+        sock.close()
+        _wait_for(child)
+    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _wait_for(child: int) -> NoReturn:
+    _, status = os.waitpid(child, 0)
+    os._exit(0 if status == 0 else 1)
+
+
+class NamespaceIsolation:
+    """Members in PID and user namespaces of their own, in places of the server's mounts.
+
+    Args:
+      proc: descriptor of the machine's /proc.
+    """
+
+    may_change_attributes = True
+    is_watched = False
+    max_tasks = 64
+
+    def __init__(self, proc: int):
+        self._pid_namespace = os.open("self/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
+        self._sizes: dict[int, int] = {}  # MiB of the tmpfs of each place
+        self._has_unshared = False
+
+    def prepare(self, place: int, file_mb: int) -> None:
+        """In the server, before the fork: an empty place whose files may take ``file_mb`` MiB."""
+        known = self._sizes.get(place)
+        if known == file_mb:
+            return
+        root = f"{PLACES}/{place}"
+        if known is None:
+            os.mkdir(root)
+            linux.bind("/", root)
+            self._mount_private(place, file_mb)
+        else:
+            self._mount_private(place, file_mb, linux.MS_REMOUNT)
+
+    def fork(self) -> int:
+        """fork(2) of a process that is the first of a new PID namespace."""
+        if self._has_unshared:
+            linux.setns(self._pid_namespace, linux.CLONE_NEWPID)
+        linux.unshare(linux.CLONE_NEWPID)
+        self._has_unshared = True
+        return os.fork()
+
+    def enter(self, place: int) -> None:
+        """In the member: into its place, without any power over it."""
+        # The namespace counts the member's threads apart from its neighbours', and its
+        # capabilities reach nothing outside; they go before the member runs.
+        linux.unshare(linux.CLONE_NEWUSER)
+        os.chroot(f"{PLACES}/{place}")
+        os.chdir("/tmp")
+
+    def clean(self, place: int) -> None:
+        """In the server, when the member is gone: nothing that it wrote stays."""
+        private = f"{PLACES}/{place}/tmp"
+        with os.scandir(private) as entries:
+            is_empty = next(entries, None) is None
+        if is_empty and stat.S_IMODE(os.stat(private).st_mode) == 0o700:
+            return
+        linux.detach(private)
+        self._mount_private(place, self._sizes[place])
+
+    def is_over(self, place: int, file_mb: int) -> bool:
+        """Never: the tmpfs keeps the limit itself."""
+        return False
+
+    def _mount_private(self, place: int, file_mb: int, how: int = 0) -> None:
+        options = f"mode=700,size={file_mb}m,nr_inodes={_MAX_FILES}"
+        flags = linux.MS_NOSUID | linux.MS_NODEV | how
+        linux.mount("tmpfs", f"{PLACES}/{place}/tmp", "tmpfs", flags, options)
+        self._sizes[place] = file_mb
+
+    def close(self) -> None:
+        """Nothing: the mounts go with their namespace."""
