@@ -1,0 +1,174 @@
+"""The student's end: runs the program as the module ``solution`` and serves what the tests ask.
+
+Nothing here is secret or trusted: the program may do with this process what it wants.
+"""
+
+from __future__ import annotations
+
+import builtins
+import io
+import linecache
+import os
+import struct
+import sys
+import types
+from typing import Any
+
+from cosr_jax.verifiers.code_exec.channel import Channel, Closed
+from cosr_jax.verifiers.code_exec.peer import Operations, Peer
+from cosr_jax.verifiers.code_exec.wire import WireError
+
+#: Exit codes by which the parent knows what this end has found out about itself.
+OUTPUT_LIMIT_EXIT = 87
+GARBLED_EXIT = 88
+
+_HEAD = struct.Struct("<I")
+FILE = "solution.py"
+
+
+def argument(code: str, output_kb: int) -> bytes:
+    """The argument of ``main``: the program, and how many KiB it may print."""
+    return _HEAD.pack(output_kb << 10) + code.encode("utf-8", "surrogatepass")
+
+
+def main(fds: list[int], argument: bytes) -> None:
+    """Runs the program and serves until the tests' side goes away.
+
+    Args:
+      fds: the socket to the tests' side.
+      argument: as ``argument`` made it.
+    """
+    (cap,) = _HEAD.unpack_from(argument)
+    output = _Output(cap)
+    sys.stdout = io.TextIOWrapper(output, encoding="utf-8", errors="replace", write_through=True)
+    sys.stderr = io.TextIOWrapper(_Output(cap), encoding="utf-8", errors="replace")
+    sys.stdin = io.StringIO("")
+    add_exits()
+    student = Student(Channel(fds[0]), output)
+    student.run(argument[_HEAD.size :].decode("utf-8", "surrogatepass"))
+    try:
+        while True:
+            student.next_request()
+    except Closed:
+        pass
+    except WireError:
+        os._exit(GARBLED_EXIT)
+
+
+def add_exits() -> None:
+    """``exit`` and ``quit``, which an interpreter without ``site`` lacks."""
+
+    class Quitter:
+        def __init__(self, name: str):
+            self.name = name
+
+        def __repr__(self) -> str:
+            return f"Use {self.name}() or Ctrl-D (i.e. EOF) to exit"
+
+        def __call__(self, code: Any = None) -> None:
+            raise SystemExit(code)
+
+    for name in ("exit", "quit"):
+        setattr(builtins, name, Quitter(name))
+
+
+class _Output(io.BytesIO):
+    """Keeps what is printed; ends the process when it is too much."""
+
+    def __init__(self, cap: int):
+        super().__init__()
+        self._left = cap
+
+    def write(self, data: Any) -> int:
+        self._left -= len(data)
+        if self._left < 0:
+            os._exit(OUTPUT_LIMIT_EXIT)
+        return super().write(data)
+
+    def take(self) -> bytes:
+        if not self.tell():
+            return b""
+        data = self.getvalue()
+        self.seek(0)
+        self.truncate()
+        return data
+
+
+class Student(Peer):
+    """Serves the program's objects.
+
+    Args:
+      channel: to the tests' side.
+      output: what the program prints.
+    """
+
+    def __init__(self, channel: Channel, output: _Output | None = None):
+        super().__init__(channel, first=1, is_strict=False)
+        self._output = output
+        self._module = types.ModuleType("solution")
+        self._module.__file__ = FILE
+        self.register(self._module)
+        self._failure: BaseException | None = None
+        self._syntax = ""
+        self._names: dict[str, Any] = {}
+        does = Operations(self)
+        self._operations = {
+            "await": does.await_,
+            "call": does.call,
+            "delete": does.delete,
+            "dir": does.dir,
+            "get": does.get,
+            "isinstance": does.isinstance,
+            "issubclass": does.issubclass,
+            "load": self._load,
+            "plain": does.plain,
+            "probe": does.probe,
+            "set": does.set,
+            "signature": does.signature,
+            "special": does.special,
+            "subclass": does.subclass,
+        }
+
+    def run(self, code: str) -> None:
+        """Runs the program as a module; how that went is told with the first request."""
+        sys.modules["solution"] = self._module
+        linecache.cache[FILE] = (len(code), None, code.splitlines(keepends=True), FILE)
+        try:
+            compiled = compile(code, FILE, "exec", dont_inherit=True)
+        except (MemoryError, OverflowError, RecursionError, SyntaxError, ValueError) as error:
+            self._syntax = f"{type(error).__name__}: {error}"
+            return
+        try:
+            exec(compiled, self._module.__dict__)
+        except BaseException as error:
+            self._failure = error
+
+    def _load(self, names: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+        """The values of those names that the program defines.
+
+        Returns:
+          The message of a syntax error, else "", and the values by name, which are kept up to date.
+        """
+        if self._failure is not None:
+            raise self._failure
+        space = self._module.__dict__
+        self._names |= {name: space[name] for name in names if name in space}
+        return self._syntax, self._names
+
+    def serve(self, operation: str, arguments: list[Any]) -> Any:
+        if operation == "get" and arguments == [0, "__dict__"]:
+            space = self._module.__dict__
+            return {k: v for k, v in space.items() if not k.startswith("_")}
+        return self._operations[operation](*arguments)
+
+    def before_sending(self) -> None:
+        space = self._module.__dict__
+        for name, value in self._names.items():
+            if space.get(name) is not value and name in space:
+                self._names[name] = space[name]
+
+    def take_output(self) -> str:
+        return self._output.take().decode("utf-8", "replace") if self._output else ""
+
+    def refuse_large(self) -> None:
+        os._exit(OUTPUT_LIMIT_EXIT)

@@ -1,0 +1,591 @@
+"""Values as bytes: tagged, strict, bounded, and never executed.
+
+A value is one tag byte and what belongs to it; numbers are little-endian.  Containers that can
+change travel as the number of their twin (``heap``), objects as handles (``peer``): both go through
+the ``Link`` that reader and writer are given.  A reader accepts exactly what a writer makes of a
+value; anything else raises ``WireError``.
+"""
+
+from __future__ import annotations
+
+import array
+import collections
+import datetime
+import decimal
+import fractions
+import pathlib
+import re
+import struct
+import sys
+import types
+import uuid
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from cosr_jax.verifiers.code_exec import known
+
+#: Tuples, frozensets and slices nested deeper than this do not travel.
+MAX_DEPTH = 150
+#: Values in one message; homogeneous lists of numbers count as one for each 16 items.
+MAX_NODES = 3_000_000
+#: Bytes in one message.
+MAX_BYTES = 48 << 20
+
+_INT64 = range(-(1 << 63), 1 << 63)
+_U32 = struct.Struct("<I")
+_I64 = struct.Struct("<q")
+_F64 = struct.Struct("<d")
+_C128 = struct.Struct("<dd")
+_MAX_DECIMAL_CHARS = 100_000
+_MAX_FRACTION_BITS = 1 << 20
+_DTYPE = re.compile(r"[<>|=][biufcSUMm?][0-9]{1,9}(?:\[[0-9]{0,9}[a-zA-Z]{1,2}\])?")
+_SMALL_FLOATS = re.compile(r"bfloat16|float8_[a-z0-9]+|int[24]|uint[24]|float[46]_[a-z0-9]+")
+
+
+class WireError(Exception):
+    """What was received is no message, or what is to be sent cannot be one."""
+
+
+class TooLargeError(WireError):
+    """The value is larger than a message may be."""
+
+
+class Link(Protocol):
+    """What a codec asks of the conversation that it belongs to."""
+
+    def write_twin(self, writer: Writer, value: Any) -> None: ...
+    def write_object(self, writer: Writer, value: Any) -> None: ...
+    def read_twin(self, number: int) -> Any: ...
+    def read_object(self, tag: int, reader: Reader) -> Any: ...
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether this side refuses builtins that act on its process."""
+        ...
+
+    @property
+    def peer_is_strict(self) -> bool:
+        """Whether the other side does."""
+        ...
+
+
+class Writer:
+    """Appends values to ``data``."""
+
+    def __init__(self, link: Link):
+        self.data = bytearray()
+        self.link = link
+        self._depth = 0
+
+    def value(self, value: Any) -> None:
+        """Appends a value.
+
+        Raises:
+          WireError: it cannot travel.
+          TooLargeError: the message has become too large.
+        """
+        write = _WRITERS.get(type(value))
+        if write is not None:
+            write(self, value)
+        elif (name := known.name_of(value, self.link.peer_is_strict)) is not None:
+            self.text(b"B", name)
+        elif not _write_array(self, value):
+            self.link.write_object(self, value)
+        if len(self.data) > MAX_BYTES:
+            raise TooLargeError(f"more than {MAX_BYTES >> 20} MiB")
+
+    def number(self, number: int) -> None:
+        """Appends an unsigned 32-bit number."""
+        self.data += _U32.pack(number)
+
+    def chunk(self, data: bytes | bytearray) -> None:
+        """Appends bytes with their length."""
+        if len(data) > MAX_BYTES:
+            raise TooLargeError(f"more than {MAX_BYTES >> 20} MiB")
+        self.data += _U32.pack(len(data))
+        self.data += data
+
+    def text(self, tag: bytes, text: str) -> None:
+        """Appends a tag and a text."""
+        self.data += tag
+        self.chunk(text.encode("utf-8", "surrogatepass"))
+
+    def values(self, tag: bytes, values: Any) -> None:
+        """Appends a tag, how many values there are, and the values."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise WireError(f"nested deeper than {MAX_DEPTH} levels")
+        self.data += tag
+        self.data += _U32.pack(len(values))
+        for value in values:
+            self.value(value)
+        self._depth -= 1
+
+
+class Reader:
+    """Reads what a ``Writer`` made."""
+
+    def __init__(self, data: bytes, link: Link):
+        self._data = data
+        self._at = 0
+        self._depth = 0
+        self._nodes = 0
+        self.link = link
+
+    def value(self) -> Any:
+        """The next value.
+
+        Raises:
+          WireError: there is none.
+        """
+        self.count()
+        tag = self.take(1)[0]
+        read = _READERS.get(tag)
+        if read is not None:
+            return read(self)
+        return self.link.read_object(tag, self)
+
+    def take(self, size: int) -> bytes:
+        """The next ``size`` bytes."""
+        end = self._at + size
+        if end > len(self._data):
+            raise WireError("a message that ends early")
+        data = self._data[self._at : end]
+        self._at = end
+        return data
+
+    def number(self) -> int:
+        """The next unsigned 32-bit number."""
+        return _U32.unpack(self.take(4))[0]
+
+    def chunk(self) -> bytes:
+        """Bytes behind their length."""
+        return self.take(self.number())
+
+    def text(self) -> str:
+        """A text behind its length."""
+        try:
+            return self.chunk().decode("utf-8", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise WireError("a text that is none") from error
+
+    def values(self) -> list[Any]:
+        """Values behind their number."""
+        count = self.number()
+        if count > len(self._data) - self._at:
+            raise WireError("a message that ends early")
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise WireError(f"nested deeper than {MAX_DEPTH} levels")
+        values = [self.value() for _ in range(count)]
+        self._depth -= 1
+        return values
+
+    def exact(self, kind: type) -> Any:
+        """The next value, which must be of exactly that type."""
+        value = self.value()
+        if type(value) is not kind:
+            raise WireError(f"{kind.__name__} expected")
+        return value
+
+    def end(self) -> None:
+        """Makes sure that nothing is left."""
+        if self._at != len(self._data):
+            raise WireError("a message with something behind its end")
+
+    def packed(self, code: str) -> list[Any]:
+        """Numbers of one machine type."""
+        data = self.chunk()
+        if len(data) % 8:
+            raise WireError("a row of numbers with a broken end")
+        self.count(len(data) // 128)
+        numbers = array.array(code)
+        numbers.frombytes(data)
+        if sys.byteorder == "big":
+            numbers.byteswap()
+        return numbers.tolist()
+
+    def count(self, nodes: int = 1) -> None:
+        """Accounts for values.
+
+        Raises:
+          TooLargeError: the message holds too many.
+        """
+        self._nodes += nodes
+        if self._nodes > MAX_NODES:
+            raise TooLargeError(f"more than {MAX_NODES} values")
+
+
+def pack(values: list[Any]) -> tuple[str, bytes] | None:
+    """A list of int or of float alone, as one block; None for any other, or for huge integers."""
+    kinds = set(map(type, values))
+    if len(values) < 8 or len(kinds) != 1:
+        return None
+    code = {int: "q", float: "d"}.get(kinds.pop())
+    if code is None:
+        return None
+    try:
+        block = array.array(code, values)
+    except OverflowError:
+        return None
+    if sys.byteorder == "big":
+        block.byteswap()
+    return code, block.tobytes()
+
+
+def _write_int(writer: Writer, value: int) -> None:
+    if value in _INT64:
+        writer.data += b"i"
+        writer.data += _I64.pack(value)
+    else:
+        writer.data += b"I"
+        writer.chunk(value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
+
+
+def _read_int(reader: Reader) -> int:
+    data = reader.chunk()
+    value = int.from_bytes(data, "little", signed=True)
+    if value in _INT64 or len(data) != value.bit_length() // 8 + 1:
+        raise WireError("an integer in a form that no writer makes")
+    return value
+
+
+def _write_float(writer: Writer, value: float) -> None:
+    writer.data += b"f"
+    writer.data += _F64.pack(value)
+
+
+def _write_complex(writer: Writer, value: complex) -> None:
+    writer.data += b"c"
+    writer.data += _C128.pack(value.real, value.imag)
+
+
+def _write_bytes(writer: Writer, value: bytes) -> None:
+    writer.data += b"b"
+    writer.chunk(value)
+
+
+def _write_range(writer: Writer, value: range) -> None:
+    writer.values(b"r", (value.start, value.stop, value.step))
+
+
+def _write_slice(writer: Writer, value: slice) -> None:
+    writer.values(b"/", (value.start, value.stop, value.step))
+
+
+def _write_fraction(writer: Writer, value: fractions.Fraction) -> None:
+    writer.values(b"Q", (value.numerator, value.denominator))
+
+
+def _write_date(writer: Writer, value: datetime.date) -> None:
+    writer.values(b"t", ("date", value.year, value.month, value.day))
+
+
+def _write_timedelta(writer: Writer, value: datetime.timedelta) -> None:
+    writer.values(b"t", ("timedelta", value.days, value.seconds, value.microseconds))
+
+
+def _write_timezone(writer: Writer, value: datetime.timezone) -> None:
+    writer.values(b"t", ("timezone", value.utcoffset(None)))
+
+
+def _write_time(writer: Writer, value: datetime.time) -> None:
+    if type(value.tzinfo) not in (types.NoneType, datetime.timezone):
+        return writer.link.write_object(writer, value)
+    fields = (value.hour, value.minute, value.second, value.microsecond, value.tzinfo, value.fold)
+    writer.values(b"t", ("time", *fields))
+
+
+def _write_datetime(writer: Writer, value: datetime.datetime) -> None:
+    if type(value.tzinfo) not in (types.NoneType, datetime.timezone):
+        return writer.link.write_object(writer, value)
+    fields = (value.year, value.month, value.day, value.hour, value.minute, value.second)
+    rest = (value.microsecond, value.tzinfo, value.fold)
+    writer.values(b"t", ("datetime", *fields, *rest))
+
+
+def _write_view(name: str) -> Callable[[Writer, Any], None]:
+    def write(writer: Writer, value: Any) -> None:
+        writer.values(b"v", (name, *value))
+
+    return write
+
+
+def _write_module(writer: Writer, value: types.ModuleType) -> None:
+    name = types.ModuleType.__getattribute__(value, "__dict__").get("__name__")
+    if type(name) is str and name in known.MODULES and sys.modules.get(name) is value:
+        writer.text(b"m", name)
+    else:
+        writer.link.write_object(writer, value)
+
+
+def _write_path(writer: Writer, value: pathlib.PurePath) -> None:
+    writer.text(b"p" if isinstance(value, pathlib.Path) else b"P", str(value))
+
+
+def _write_array(writer: Writer, value: Any) -> bool:
+    """Writes a scalar of NumPy, or an array of JAX; says whether it was one."""
+    kind = type(value)
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return False
+    if kind.__module__ == "numpy" and issubclass(kind, numpy.generic):
+        if (token := dtype_token(value.dtype)) is None:
+            return False
+        writer.text(b"g", token)
+        writer.chunk(value.tobytes())
+        return True
+    if kind.__name__ == "ArrayImpl" and kind.__module__.startswith("jaxlib"):
+        try:
+            plain = numpy.asarray(value)
+        except TypeError:  # a key array has no plain form
+            return False
+        if (token := dtype_token(plain.dtype)) is None:
+            return False
+        writer.text(b"J", token)
+        writer.values(b"(", plain.shape)
+        writer.chunk(plain.tobytes())
+        return True
+    return False
+
+
+def dtype_token(dtype: Any) -> str | None:
+    """The name under which an array's type travels; None for records and objects."""
+    if _SMALL_FLOATS.fullmatch(dtype.name):
+        return dtype.name
+    return dtype.str if _DTYPE.fullmatch(dtype.str) else None
+
+
+def read_array(token: str, shape: Any, data: bytes) -> Any:
+    """A NumPy array of its own memory.
+
+    Raises:
+      WireError: the parts do not fit together.
+    """
+    import numpy
+
+    if _SMALL_FLOATS.fullmatch(token):
+        import ml_dtypes
+
+        scalar = getattr(ml_dtypes, token, None)
+        if scalar is None:
+            raise WireError(f"no array type {token!r}")
+        dtype = numpy.dtype(scalar)
+    elif _DTYPE.fullmatch(token):
+        try:
+            dtype = numpy.dtype(token)
+        except TypeError as error:
+            raise WireError(f"no array type {token!r}") from error
+    else:
+        raise WireError(f"no array type {token!r}")
+    sizes = [n for n in shape if type(n) is int and 0 <= n <= MAX_BYTES]
+    if type(shape) is not tuple or len(sizes) != len(shape) or len(shape) > 32:
+        raise WireError("no shape of an array")
+    count = 1
+    for size in sizes:
+        count *= size
+    if count * dtype.itemsize != len(data):
+        raise WireError("an array whose bytes are not of its shape")
+    if dtype.itemsize == 0:  # arrays of empty strings have no bytes
+        if count > MAX_NODES:
+            raise TooLargeError(f"more than {MAX_NODES} values")
+        return numpy.zeros(shape, dtype)
+    return numpy.frombuffer(data, dtype).reshape(shape).copy()
+
+
+def _read_scalar(reader: Reader) -> Any:
+    token = reader.text()
+    return read_array(token, (1,), reader.chunk())[0]
+
+
+def _read_jax(reader: Reader) -> Any:
+    token = reader.text()
+    plain = read_array(token, reader.exact(tuple), reader.chunk())
+    jax = sys.modules.get("jax")
+    if jax is None and not reader.link.is_strict:
+        import jax
+    # Tests that use no JAX compare with NumPy; JAX is not loaded for them.
+    return plain if jax is None else jax.numpy.asarray(plain)
+
+
+def _read_bytes_number(code: str, size: int) -> Callable[[Reader], Any]:
+    unpack = struct.Struct(code).unpack
+
+    def read(reader: Reader) -> Any:
+        return unpack(reader.take(size))[0]
+
+    return read
+
+
+def _read_decimal(reader: Reader) -> decimal.Decimal:
+    text = reader.text()
+    if len(text) > _MAX_DECIMAL_CHARS:
+        raise TooLargeError("a decimal of too many digits")
+    try:
+        return decimal.Decimal(text)
+    except decimal.DecimalException as error:
+        raise WireError("a decimal that is none") from error
+
+
+def _read_fraction(reader: Reader) -> fractions.Fraction:
+    parts = reader.values()
+    if [type(part) for part in parts] != [int, int] or parts[1] < 1:
+        raise WireError("a fraction that is none")
+    if max(part.bit_length() for part in parts) > _MAX_FRACTION_BITS:
+        raise TooLargeError("a fraction of too many digits")
+    return fractions.Fraction(*parts)
+
+
+def _read_time(reader: Reader) -> Any:
+    name, *fields = reader.values()
+    plain = (int, types.NoneType, datetime.timezone, datetime.timedelta)
+    if type(name) is not str or any(type(field) not in plain for field in fields):
+        raise WireError("a time that is none")
+    try:
+        if name in ("date", "timezone"):
+            return {"date": datetime.date, "timezone": datetime.timezone}[name](*fields)
+        if name == "timedelta":
+            days, seconds, microseconds = fields
+            return datetime.timedelta(days, seconds, microseconds)
+        *fields, fold = fields
+        return {"time": datetime.time, "datetime": datetime.datetime}[name](*fields, fold=fold)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise WireError("a time that is none") from error
+
+
+def _read_view(reader: Reader) -> Any:
+    name, *items = reader.values()
+    try:
+        if name == "keys":
+            return dict.fromkeys(items).keys()
+        if name == "values":
+            return dict(enumerate(items)).values()
+        if name == "items" and all(type(item) is tuple for item in items):
+            return dict(items).items()
+    except (TypeError, ValueError) as error:
+        raise WireError("a view that is none") from error
+    raise WireError("a view that is none")
+
+
+def _read_integers(make: Callable[..., Any], kinds: tuple[type, ...]) -> Callable[[Reader], Any]:
+    def read(reader: Reader) -> Any:
+        parts = reader.values()
+        if len(parts) != 3 or (kinds and any(type(part) not in kinds for part in parts)):
+            raise WireError("a range that is none")
+        try:
+            return make(*parts)
+        except ValueError as error:
+            raise WireError("a range that is none") from error
+
+    return read
+
+
+def _read_frozenset(reader: Reader) -> frozenset[Any]:
+    items = reader.values()
+    try:
+        return frozenset(items)
+    except TypeError as error:
+        raise WireError("a set of what cannot be in one") from error
+
+
+def _read_complex(reader: Reader) -> complex:
+    return complex(*_C128.unpack(reader.take(16)))
+
+
+def _read_known(reader: Reader) -> Any:
+    name = reader.text()
+    try:
+        return known.lookup(name, reader.link.is_strict)
+    except KeyError as error:
+        raise WireError("an unknown name") from error
+
+
+def _read_module(reader: Reader) -> types.ModuleType:
+    try:
+        return known.module(reader.text())
+    except KeyError as error:
+        raise WireError("an unknown module") from error
+
+
+def _read_twin(reader: Reader) -> Any:
+    return reader.link.read_twin(reader.number())
+
+
+def _constant(data: bytes) -> Callable[[Writer, Any], None]:
+    def write(writer: Writer, value: Any) -> None:
+        writer.data += data
+
+    return write
+
+
+def _twin(writer: Writer, value: Any) -> None:
+    writer.link.write_twin(writer, value)
+
+
+_WRITERS: dict[type, Callable[[Writer, Any], None]] = {
+    types.NoneType: _constant(b"N"),
+    bool: lambda writer, value: writer.data.extend(b"T" if value else b"F"),
+    int: _write_int,
+    float: _write_float,
+    complex: _write_complex,
+    str: lambda writer, value: writer.text(b"s", value),
+    bytes: _write_bytes,
+    tuple: lambda writer, value: writer.values(b"(", value),
+    frozenset: lambda writer, value: writer.values(b"z", value),
+    range: _write_range,
+    slice: _write_slice,
+    types.EllipsisType: _constant(b"e"),
+    types.NotImplementedType: _constant(b"n"),
+    decimal.Decimal: lambda writer, value: writer.text(b"D", str(value)),
+    fractions.Fraction: _write_fraction,
+    datetime.date: _write_date,
+    datetime.time: _write_time,
+    datetime.datetime: _write_datetime,
+    datetime.timedelta: _write_timedelta,
+    datetime.timezone: _write_timezone,
+    type({}.keys()): _write_view("keys"),
+    type({}.values()): _write_view("values"),
+    type({}.items()): _write_view("items"),
+    types.ModuleType: _write_module,
+    uuid.UUID: lambda writer, value: writer.data.extend(b"u" + value.bytes),
+    pathlib.PurePosixPath: _write_path,
+    pathlib.PosixPath: _write_path,
+    list: _twin,
+    dict: _twin,
+    set: _twin,
+    bytearray: _twin,
+    collections.deque: _twin,
+    collections.defaultdict: _twin,
+    collections.OrderedDict: _twin,
+    collections.Counter: _twin,
+}
+
+_READERS: dict[int, Callable[[Reader], Any]] = {
+    ord(b"N"): lambda reader: None,
+    ord(b"T"): lambda reader: True,
+    ord(b"F"): lambda reader: False,
+    ord(b"i"): _read_bytes_number("<q", 8),
+    ord(b"I"): _read_int,
+    ord(b"f"): _read_bytes_number("<d", 8),
+    ord(b"c"): _read_complex,
+    ord(b"s"): Reader.text,
+    ord(b"b"): Reader.chunk,
+    ord(b"("): lambda reader: tuple(reader.values()),
+    ord(b"z"): _read_frozenset,
+    ord(b"r"): _read_integers(range, (int,)),
+    ord(b"/"): _read_integers(slice, ()),
+    ord(b"e"): lambda reader: Ellipsis,
+    ord(b"n"): lambda reader: NotImplemented,
+    ord(b"D"): _read_decimal,
+    ord(b"Q"): _read_fraction,
+    ord(b"t"): _read_time,
+    ord(b"v"): _read_view,
+    ord(b"m"): _read_module,
+    ord(b"u"): lambda reader: uuid.UUID(bytes=reader.take(16)),
+    ord(b"p"): lambda reader: pathlib.PosixPath(reader.text()),
+    ord(b"P"): lambda reader: pathlib.PurePosixPath(reader.text()),
+    ord(b"B"): _read_known,
+    ord(b"g"): _read_scalar,
+    ord(b"J"): _read_jax,
+    ord(b"M"): _read_twin,
+}
