@@ -66,7 +66,9 @@ def sample_rows(groups: Sequence[RolloutGroup], limit: int) -> list[SampleRow]:
     for i, group in enumerate(chosen):
         completion = group.completions[i % len(group.completions)]
         verdict = group.verdicts[i % len(group.completions)]
-        found = f"answer {verdict.answer!r}, expected {group.task.answer!r}"
+        found = ""  # a program or proof stands in the completion, and has no one right text
+        if group.task.answer:
+            found = f"answer {verdict.answer!r}, expected {group.task.answer!r}"
         reason = "; ".join(part for part in (verdict.category, found, verdict.detail) if part)
         rows.append(SampleRow(group.task.prompt, completion.text, verdict.outcome.value, reason))
     return rows

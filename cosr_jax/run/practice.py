@@ -18,6 +18,7 @@ from cosr_jax.types import (
     SamplingParams,
     Task,
     UserError,
+    Verdict,
 )
 
 #: Candidates in a row without a new admissible task after which a mixture counts as exhausted.
@@ -111,7 +112,7 @@ def count_evidence(groups: Sequence[RolloutGroup], accept: Sequence[str]) -> lis
 
     Args:
       groups: judged groups.
-      accept: forms of the answer that count as formatted (``config.verifier.accept``).
+      accept: forms of final answers that count as formatted (``config.verifier.accept``).
     """
     totals: dict[str, CellEvidence] = {}
     for group in groups:
@@ -121,10 +122,21 @@ def count_evidence(groups: Sequence[RolloutGroup], accept: Sequence[str]) -> lis
             samples=len(judged),
             passed=sum(v.outcome is Outcome.PASS for v in judged),
             value_correct=sum(v.value_correct for v in judged),
-            formatted=sum(v.method in accept for v in judged),
+            formatted=sum(is_formatted(group.task, v, accept) for v in judged),
             groups=int(bool(judged)),
             informative_groups=int(group.is_informative),
         )
         known = totals.get(evidence.cell)
         totals[evidence.cell] = evidence if known is None else known + evidence
     return [totals[cell] for cell in sorted(totals)]
+
+
+def is_formatted(task: Task, verdict: Verdict, accept: Sequence[str]) -> bool:
+    """Whether the answer has the form that its domain asks for, right or wrong.
+
+    Final answers have to be given in a form of ``accept``; of a program, proof or page it is enough
+    that one was found.
+    """
+    if task.domain in ("math", "gym"):
+        return verdict.method in accept
+    return verdict.method != ""

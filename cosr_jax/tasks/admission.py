@@ -8,7 +8,8 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from cosr_jax.types import Completion, Outcome, Task, Verdict
+from cosr_jax.tasks.code_problems import fenced
+from cosr_jax.types import CodeChecks, Completion, Outcome, Task, Verdict
 
 Judge = Callable[[Sequence[tuple[Task, Completion]]], Sequence[Verdict]]
 
@@ -30,7 +31,7 @@ class AdmissionResult:
     """The admitted tasks, in the order given, and how many were refused for which reason."""
 
     tasks: tuple[Task, ...]
-    refused: Mapping[str, int]  # reserved | duplicate | unproven | unjudged -> count
+    refused: Mapping[str, int]  # count by reason, see ``Admission``
 
 
 class Admission:
@@ -40,7 +41,8 @@ class Admission:
       reserved: the key or the folded prompt belongs to an evaluation task.
       duplicate: the key or the folded prompt came earlier in the batch.
       unproven: the verifier does not pass the task's own solution, or there is none.
-      unjudged: the verifier could not judge the solution.
+      vacuous: its tests pass a program that does nothing.
+      unjudged: the verifier could not judge one of these.
 
     Args:
       judge: the verifier's ``judge``, called at most once a batch.
@@ -62,7 +64,7 @@ class Admission:
         refused: collections.Counter[str] = collections.Counter()
         ids: set[str] = set()
         prompts: set[str] = set()
-        cases: list[tuple[Task, Completion]] = []
+        candidates: list[Task] = []
         for task in tasks:
             prompt = fold_prompt(task.prompt)
             if task.task_id in self._reserved_ids or prompt in self._reserved_prompts:
@@ -74,12 +76,33 @@ class Admission:
             else:
                 ids.add(task.task_id)
                 prompts.add(prompt)
-                cases.append((task, Completion((), (), task.solution, "stop")))
+                candidates.append(task)
+        cases = [
+            (task, Completion((), (), text, "stop"))
+            for task in candidates
+            for text in (task.solution, *_idle_answers(task))
+        ]
         verdicts = self._judge(cases) if cases else []
-        admitted = []
+        outcomes: dict[str, list[Outcome]] = {task.task_id: [] for task in candidates}
         for (task, _), verdict in zip(cases, verdicts, strict=True):
-            if verdict.outcome is Outcome.PASS:
-                admitted.append(task)
+            outcomes[task.task_id].append(verdict.outcome)
+        admitted = []
+        for task in candidates:
+            proof, *idle = outcomes[task.task_id]
+            if Outcome.ERROR in (proof, *idle):
+                refused["unjudged"] += 1
+            elif proof is Outcome.FAIL:
+                refused["unproven"] += 1
+            elif Outcome.PASS in idle:
+                refused["vacuous"] += 1
             else:
-                refused["unproven" if verdict.outcome is Outcome.FAIL else "unjudged"] += 1
+                admitted.append(task)
         return AdmissionResult(tuple(admitted), dict(refused))
+
+
+def _idle_answers(task: Task) -> tuple[str, ...]:
+    """Answers that do nothing, which no worthwhile task accepts: for code, an empty function."""
+    if not isinstance(task.checks, CodeChecks):
+        return ()
+    name = re.findall(r"^\w*", task.checks.entry_point)[0]
+    return (fenced(f"def {name}(*args, **kwargs):\n    pass" if name else "pass"),)

@@ -216,10 +216,16 @@ def filters(level: int, dice: Dice) -> Exercise:
         result = f"[x for x in @ if x % {b} == {rest}]"
         inputs = [(xs,) for xs in ([b, b + rest, 2 * b + rest, 3 * b + 1, 0, 1, rest], [-b], [])]
     elif level == 3:
-        does = f"the numbers in the list @ that are {said} and divisible by {a}"
-        result = f"[x for x in @ if {test} and x % {a} == 0]"
-        near = [a * (c // a + n) for n in (-2, -1, 0, 1, 2)]
-        inputs = [(near,), ([*near, 3 * c + 1, a * c, 1, -a],), ([c],), ([],)]
+        words, sign = dice.choice(_ORDERS)
+        c = a * dice.between(2, 12)  # a multiple, so that the difference of > and >= shows
+        does = f"the numbers in the list @ that are {words} {c} and divisible by {a}"
+        result = f"[x for x in @ if x {sign} {c} and x % {a} == 0]"
+        inputs = [
+            ([c - 2 * a, c - 1, c, c + 1, c + a],),
+            ([a * c, 1, -a, c - a, 0],),
+            ([c],),
+            ([],),
+        ]
     elif level == 4:
         does = f"{a} times each number in the list @ that is {said}"
         result = f"[{a} * x for x in @ if {test}]"
@@ -259,7 +265,7 @@ def strings(level: int, dice: Dice) -> Exercise:
         does, result = f"@ with every '{old}' replaced by '{new}'", f"@.replace('{old}', '{new}')"
         texts.append(f"{old}{new}{old.upper()}{other}{old}")
     elif level == 4:
-        length, mark = dice.between(2, 8), dice.choice("-_+/|*#=~")
+        length, mark = dice.between(2, 8), dice.choice("-+/*=<>%")
         word, sign = dice.choice((("longer", ">"), ("shorter", "<")))
         how, method = dice.choice(
             (("", ""), (" in upper case", ".upper()"), (" reversed", "[::-1]"))

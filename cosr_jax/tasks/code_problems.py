@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ _WORDINGS = (
     "Implement the Python function `{signature}`: it {does}.",
 )
 
-_FENCED = re.compile(r"```python\n(.*\n)```", re.DOTALL)
+_OPEN, _CLOSE = "```python\n", "\n```"
 
 
 class Exercise(NamedTuple):
@@ -46,7 +45,8 @@ def function_problem(exercise: Exercise, dice: Dice, *, with_example: bool = Fal
     signature = f"{function}({argument}{exercise.others})"
     body = exercise.body.replace("@", argument)
     source = f"def {signature}:\n{textwrap.indent(body, '    ')}"
-    probes = [_call(function, arguments, exercise.changes) for arguments in exercise.inputs]
+    calls = [_call(function, arguments, exercise.changes) for arguments in exercise.inputs]
+    probes = list(dict.fromkeys(calls))
     does = exercise.does.replace("@", argument)
     ask = dice.choice(_WORDINGS).format(signature=signature, does=does)
     if with_example:
@@ -82,19 +82,19 @@ def code_problem(
 
 def fenced(source: str) -> str:
     """``source`` as the code block that an answer is."""
-    return f"```python\n{source.rstrip()}\n```"
+    return f"{_OPEN}{source}{_CLOSE}"
 
 
 def unfenced(solution: str) -> str:
-    """The source in a ``fenced`` block.
+    """The source that ``fenced`` made ``solution`` of.
 
     Raises:
-      ValueError: the text is not one.
+      ValueError: the text is no such block.
     """
-    match = _FENCED.fullmatch(solution)
-    if match is None:
+    source = solution.removeprefix(_OPEN).removesuffix(_CLOSE)
+    if fenced(source) != solution:
         raise ValueError(f"{solution!r} is no Python code block")
-    return match[1]
+    return source
 
 
 def _call(function: str, arguments: tuple[Any, ...], changes: bool) -> tuple[str, str]:

@@ -4,11 +4,14 @@
     {"id", "domain": "code", "prompt", "entry_point", "tests", "reference_solution"?, "skill",
      "difficulty"}
 
-Further fields are allowed and ignored.  Worked answers do not travel.
+"tests" is a text or a list of texts, Python statements that hold after the program; each text is
+worth the same.  A code problem's reference solution is the program alone, without a fence.  Further
+fields are allowed and ignored; worked answers of maths do not travel.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -16,7 +19,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cosr_jax.types import Task, UserError
+from cosr_jax.tasks.code_problems import fenced, unfenced
+from cosr_jax.types import CodeChecks, Task, UserError
 
 _REQUIRED = {
     "math": ("prompt", "answer", "skill", "difficulty"),
@@ -82,25 +86,13 @@ def read_tasks(path: str | Path, fields: Mapping[str, str] | None = None) -> tup
 
 
 def write_tasks(path: str | Path, tasks: Iterable[Task]) -> None:
-    """Writes maths tasks; the file appears whole or not at all.
+    """Writes maths and code tasks; the file appears whole or not at all.
 
     Raises:
-      ValueError: a task is not of the maths domain.
+      ValueError: a task has no place in the format: it is of another domain, or a script.
     """
     path = Path(path)
-    lines = []
-    for task in tasks:
-        if task.domain != "math":
-            raise ValueError(f"task {task.key!r} is of domain {task.domain!r}")
-        record = {
-            "id": task.key,
-            "domain": task.domain,
-            "prompt": task.prompt,
-            "answer": task.answer,
-            "skill": task.skill,
-            "difficulty": task.difficulty,
-        }
-        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    lines = [json.dumps(_record(task), ensure_ascii=False) + "\n" for task in tasks]
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("w", encoding="utf-8") as file:
@@ -110,6 +102,19 @@ def write_tasks(path: str | Path, tasks: Iterable[Task]) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _record(task: Task) -> dict[str, Any]:
+    record: dict[str, Any] = {"id": task.key, "domain": task.domain, "prompt": task.prompt}
+    if task.domain == "math":
+        record["answer"] = task.answer
+    elif isinstance(task.checks, CodeChecks) and task.checks.entry_point:
+        record |= {"entry_point": task.checks.entry_point, "tests": list(task.checks.tests)}
+        if task.solution:
+            record["reference_solution"] = unfenced(task.solution)
+    else:
+        raise ValueError(f"task {task.key!r} of domain {task.domain!r} has no place in a task file")
+    return record | {"skill": task.skill, "difficulty": task.difficulty}
 
 
 def _read_line(line: str, where: str, fields: Mapping[str, str], source: str) -> Task:
@@ -154,29 +159,33 @@ def _read_line(line: str, where: str, fields: Mapping[str, str], source: str) ->
     ):
         raise wrong("difficulty", f"is {_short(difficulty)}", "write a number from 0 to 1")
     prompt, skill = text_of("prompt"), text_of("skill")
+    task = Task(
+        domain="math",
+        skill=skill,
+        difficulty=float(difficulty),
+        prompt=prompt,
+        answer="",
+        key=str(key),
+        source=source,
+    )
     if domain == "code":
-        text_of("entry_point")
-        tests = get("tests")
+        entry_point, tests = text_of("entry_point"), get("tests")
         statements = tests if isinstance(tests, list) else [tests]
         if not statements or not all(isinstance(test, str) and test.strip() for test in statements):
             raise wrong("tests", f"is {_short(tests)}", "write assert statements")
-        raise wrong(
-            "domain", "is 'code': the code verifier is not available yet", "keep to maths problems"
+        has_solution = record.get(fields.get("reference_solution", "reference_solution"))
+        return dataclasses.replace(
+            task,
+            domain="code",
+            solution=fenced(text_of("reference_solution")) if has_solution is not None else "",
+            checks=CodeChecks(entry_point, tuple(statements)),
         )
     answer = get("answer")
     if isinstance(answer, (int, float)) and not isinstance(answer, bool) and math.isfinite(answer):
         answer = str(answer)
     elif not isinstance(answer, str) or not answer.strip():
         raise wrong("answer", f"is {_short(answer)}, not an answer", "write a text or a number")
-    return Task(
-        domain="math",
-        skill=skill,
-        difficulty=float(difficulty),
-        prompt=prompt,
-        answer=answer,
-        key=str(key),
-        source=source,
-    )
+    return dataclasses.replace(task, answer=answer)
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import subprocess
 import sys
 
@@ -7,18 +8,28 @@ from fakes import FakeChat, FakeEngine, FakeSource, FakeVerifier, make_task
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cosr_jax.run.practice import count_evidence, derive_seed, draw_tasks, sample_groups
+from cosr_jax.run.practice import (
+    count_evidence,
+    derive_seed,
+    draw_tasks,
+    is_formatted,
+    sample_groups,
+)
 from cosr_jax.tasks.admission import Admission
 from cosr_jax.tasks.replay import ReplayBuffer
 from cosr_jax.types import (
     CellEvidence,
+    CodeChecks,
     Completion,
     Outcome,
     Plan,
+    ProofChecks,
     RolloutGroup,
     SamplingParams,
+    ScorerChecks,
     UserError,
     Verdict,
+    WebChecks,
 )
 
 LARGE = 10**6
@@ -194,6 +205,35 @@ def test_evidence_is_counted_by_cell_without_errors():
     (bare,) = count_evidence([judged("a/1", BARE, WRONG)], ("bare", "phrase"))
     assert bare.formatted == 1
     assert count_evidence([], ("boxed",)) == []
+
+
+@pytest.mark.parametrize(
+    ("domain", "method", "formatted"),
+    [
+        ("math", "boxed", True),
+        ("math", "bare", False),
+        ("math", "", False),
+        ("gym", "bare", False),
+        ("code", "fence", True),
+        ("code", "", False),
+        ("proof", "term", True),
+        ("web", "", False),
+    ],
+)
+def test_each_domain_has_its_own_form(domain, method, formatted):
+    checks = {
+        "math": None,
+        "gym": ScorerChecks("chain_sum", "{}"),
+        "code": CodeChecks("f", ("assert f()",)),
+        "proof": ProofChecks("property", "x"),
+        "web": WebChecks("{}"),
+    }[domain]
+    task = dataclasses.replace(make_task("a/1", 1), domain=domain, checks=checks)
+    verdict = Verdict(Outcome.FAIL, 0.0, "wrong_answer", method=method)
+    assert is_formatted(task, verdict, ("boxed",)) is formatted
+    completion = Completion((1,), (-1.0,), "", "stop")
+    (evidence,) = count_evidence([RolloutGroup(task, (1,), (completion,), (verdict,))], ("boxed",))
+    assert evidence.formatted == formatted
 
 
 verdicts = st.sampled_from([PASSED, BARE, WRONG, ERROR])

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from cosr_jax.config import VerifierConfig
 from cosr_jax.tasks.admission import Admission, fold_prompt
+from cosr_jax.tasks.code_problems import fenced, unfenced
 from cosr_jax.tasks.suite import ProceduralSuite
-from cosr_jax.types import Completion, Outcome, Verdict
+from cosr_jax.types import CodeChecks, Completion, Outcome, Verdict
 from cosr_jax.verifiers.pool import VerifierPool
 
 SUITE = ProceduralSuite()
@@ -62,6 +63,52 @@ def test_planted_faults_are_refused_by_reason():
     result = Admission(BoxJudge({unjudged.key}), EVALUATION).admit(batch)
     assert result.tasks == (good,)
     assert result.refused == {"unproven": 2, "unjudged": 1, "reserved": 3, "duplicate": 3}
+
+
+class ProgramJudge:
+    """Passes programs whose first line is that of the task's solution; idle ones where told so."""
+
+    def __init__(self, idle=Outcome.FAIL):
+        self.idle = idle
+        self.answers = []
+
+    def __call__(self, cases):
+        self.answers = [(task, unfenced(completion.text)) for task, completion in cases]
+        return [
+            Verdict(self.idle if text.endswith("pass") else Outcome.PASS, 1.0)
+            for _, text in self.answers
+        ]
+
+
+@pytest.mark.parametrize(
+    ("idle", "refused"),
+    [(Outcome.FAIL, {}), (Outcome.PASS, {"vacuous": 3}), (Outcome.ERROR, {"unjudged": 3})],
+)
+def test_programs_that_do_nothing_must_fail(idle, refused):
+    suite = ProceduralSuite(domains=("code",))
+    tasks = [suite.draw("py_formulas/1", seed, "train") for seed in (0, 1, 2)]
+    judge = ProgramJudge(idle)
+    result = Admission(judge, EVALUATION).admit(tasks)
+    assert (result.refused, result.tasks) == (refused, () if refused else tuple(tasks))
+    for task in tasks:
+        idle_program, solution = sorted(text for t, text in judge.answers if t == task)
+        assert fenced(solution) == task.solution
+        names = {}
+        exec(idle_program, names)
+        assert names[task.checks.entry_point](1, 2, a=3) is None
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "expected"),
+    [("Queue.put", "def Queue(*args, **kwargs):\n    pass"), ("", "pass")],
+)
+def test_methods_and_scripts_have_idle_programs_as_well(entry_point, expected):
+    task = SUITE.draw("addition/2", 0, "train")
+    checks = CodeChecks(entry_point, ("assert True",))
+    judge = ProgramJudge()
+    task = dataclasses.replace(task, domain="code", checks=checks, solution=fenced("x = 1"))
+    assert Admission(judge, ()).admit([task]).tasks == (task,)
+    assert [text for _, text in judge.answers] == ["x = 1", expected]
 
 
 def test_batches_do_not_know_of_each_other():

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cosr_jax.tasks.files import parse_fields, read_tasks, write_tasks
 from cosr_jax.tasks.suite import ProceduralSuite
-from cosr_jax.types import Task, UserError
+from cosr_jax.types import CodeChecks, ProofChecks, Task, UserError
 
 GOOD = {
     "id": "a1",
@@ -40,11 +40,16 @@ def bad_line(path, record, **changes):
 
 
 def test_suite_tasks_survive_the_round_trip(tmp_path):
-    suite = ProceduralSuite()
+    suite = ProceduralSuite(domains=("math", "code"))
     tasks = [suite.draw(cell, 0, "test") for cell in suite.cells()]
     path = tmp_path / "tasks.jsonl"
     write_tasks(path, tasks)
-    expected = [dataclasses.replace(t, solution="", source="tasks.jsonl") for t in tasks]
+    expected = [
+        dataclasses.replace(
+            t, solution=t.solution if t.domain == "code" else "", source="tasks.jsonl"
+        )
+        for t in tasks
+    ]
     assert list(read_tasks(path)) == expected
     assert [p.name for p in tmp_path.iterdir()] == ["tasks.jsonl"]
 
@@ -71,10 +76,17 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["tasks.jsonl"]
 
 
-def test_only_maths_tasks_are_written(tmp_path):
-    task = dataclasses.replace(ProceduralSuite().draw("units/1", 0, "train"), domain="code")
-    with pytest.raises(ValueError, match="code"):
-        write_tasks(tmp_path / "t.jsonl", [task])
+@pytest.mark.parametrize(
+    ("domain", "checks"),
+    [("proof", ProofChecks("property", "x")), ("code", CodeChecks(io=(("1", "2"),)))],
+)
+def test_tasks_without_a_place_in_the_format_are_refused(tmp_path, domain, checks):
+    math = ProceduralSuite().draw("units/1", 0, "train")
+    with pytest.raises(ValueError, match=f"units.*{domain}"):
+        write_tasks(
+            tmp_path / "t.jsonl", [math, dataclasses.replace(math, domain=domain, checks=checks)]
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_fields_are_mapped_and_further_ones_ignored(tmp_path):
@@ -143,14 +155,42 @@ def test_a_mapped_field_is_named_as_in_the_file(tmp_path):
         read_tasks(path, {"prompt": "question"})
 
 
-def test_code_problems_are_refused_for_now(tmp_path):
-    assert "code verifier is not available yet" in bad_line(tmp_path / "t.jsonl", CODE)
+@pytest.mark.parametrize(
+    ("tests", "expected"),
+    [
+        (["assert f(1) == 2", "assert f(2) == 3"], ("assert f(1) == 2", "assert f(2) == 3")),
+        ("x = 1\nassert f(x) == 2", ("x = 1\nassert f(x) == 2",)),
+    ],
+)
+def test_tests_are_a_list_or_one_text(tmp_path, tests, expected):
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps({**CODE, "tests": tests}))
+    (task,) = read_tasks(path)
+    assert task.checks == CodeChecks("f", expected)
+    assert (task.domain, task.answer, task.solution, task.cell) == ("code", "", "", "functions/3")
+
+
+def test_the_reference_becomes_an_answer(tmp_path):
+    path = tmp_path / "t.jsonl"
+    source = "def f(x):\n    return x + 1\n"
+    path.write_text(json.dumps({**CODE, "canonical": source, "reference_solution": 3}))
+    (task,) = read_tasks(path, {"reference_solution": "canonical"})
+    assert task.solution == f"```python\n{source}\n```"
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("entry_point", ""), ("tests", []), ("tests", [1]), ("tests", " ")]
+    ("field", "value"),
+    [
+        ("entry_point", ""),
+        ("entry_point", None),
+        ("tests", []),
+        ("tests", [1]),
+        ("tests", " "),
+        ("reference_solution", ""),
+        ("reference_solution", ["x"]),
+    ],
 )
-def test_code_problems_are_checked_all_the_same(tmp_path, field, value):
+def test_bad_values_of_code_problems_are_named(tmp_path, field, value):
     assert f"field {field!r}" in bad_line(tmp_path / "t.jsonl", CODE, **{field: value})
 
 
