@@ -21,13 +21,14 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from cosr_jax.types import (
     Checks,
     CodeChecks,
     Completion,
+    Domain,
     Outcome,
     ProofChecks,
     ScorerChecks,
@@ -108,10 +109,11 @@ def case_dict(case: Case) -> dict[str, Any]:
     }
     if checks is None:
         return values | {"gold": task.answer}
-    if isinstance(checks, CodeChecks) and checks.io:
-        io = [{"stdin": given, "stdout": expected} for given, expected in checks.io]
-        return values | {"entry_point": checks.entry_point or None, "io": io}
-    return values | dataclasses.asdict(checks)
+    if not isinstance(checks, CodeChecks):
+        return values | dataclasses.asdict(checks)
+    if not checks.io:
+        return values | {"entry_point": checks.entry_point, "tests": checks.tests}
+    return values | {"io": [{"stdin": given, "stdout": wanted} for given, wanted in checks.io]}
 
 
 def answer_dict(case_id: Any, verdict: Verdict, is_verbose: bool = False) -> dict[str, Any]:
@@ -195,12 +197,12 @@ def _finite(text: str) -> float:
 
 
 def _task(values: Mapping[str, Any]) -> Task:
-    domain: Any = values.get("type")
-    if domain not in _READERS:
+    domain = values.get("type")
+    if not isinstance(domain, str) or domain not in _READERS:
         raise BadCase(f"type is {domain!r:.100}, not one of {', '.join(_READERS)}")
     answer, checks = _READERS[domain](values)
     return Task(
-        domain,
+        cast(Domain, domain),
         skill="",
         difficulty=0.0,
         prompt=_text(values, "prompt", ""),
@@ -250,7 +252,7 @@ def _read_gym(values: Mapping[str, Any]) -> tuple[str, Checks]:
     return "", ScorerChecks(_text(values, "generator"), _json_text(values, "item"))
 
 
-_READERS: dict[Any, Any] = {
+_READERS: dict[str, Callable[[Mapping[str, Any]], tuple[str, Checks | None]]] = {
     "math": _read_math,
     "code": _read_code,
     "proof": _read_proof,

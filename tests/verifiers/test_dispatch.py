@@ -16,9 +16,6 @@ from cosr_jax.verifiers import dispatch
 from cosr_jax.verifiers.dispatch import COMMANDS, Answer, Workers
 
 ROOTS = {"given": r"2\sqrt{2}", "gold": r"\sqrt{8}"}  # equal, which only a worker can tell
-# Equal too, but sympy would have to multiply out millions of terms to see it.
-POWER = "(a+b+c+d+f+g+h)^{31}"
-EXPENSIVE = {"given": f"{POWER}(a-b)", "gold": f"{POWER}a-{POWER}b"}
 
 needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
@@ -259,13 +256,18 @@ def test_nothing_of_the_environment_but_paths_reaches_a_worker(fake, monkeypatch
     assert "SECRET" not in answer.value["names"]
 
 
-def test_the_worker_ends_with_its_input_even_while_busy():
-    busy = {"id": 1, "memory_mb": 512, "case": EXPENSIVE}
+def test_the_worker_ends_with_its_input_even_while_busy(tmp_path):
+    (tmp_path / "busy.py").write_text("def f(case):\n    while True: pass")
     with subprocess.Popen(
-        COMMANDS["compare"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        dispatch.worker_command("busy:f"),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
     ) as worker:
         assert json.loads(worker.stdout.readline())["ready"] is True
-        worker.stdin.write(json.dumps(busy).encode() + b"\n")
+        worker.stdin.write(b'{"id": 1, "memory_mb": 512, "case": {}}\n')
+        worker.stdin.flush()
+        time.sleep(0.1)
         worker.stdin.close()
         assert worker.wait(timeout=30) == 0
         assert worker.stdout.read() == b"", "it was still busy"

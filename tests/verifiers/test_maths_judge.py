@@ -7,13 +7,11 @@ import pytest
 
 from cosr_jax.config import VerifierConfig
 from cosr_jax.types import Completion, Outcome, Task, UserError
-from cosr_jax.verifiers.dispatch import Workers
+from cosr_jax.verifiers.dispatch import Workers, worker_command
 from cosr_jax.verifiers.front import LocalFront
 from cosr_jax.verifiers.pool import VerifierPool
 
 ROOT = r"2\sqrt{2}"  # equals sqrt(8), which only a worker can tell
-POWER = "(a+b+c+d+f+g+h)^{31}"
-EXPENSIVE = (f"{POWER}(a-b)", f"{POWER}a-{POWER}b")  # equal, but sympy would multiply it out
 
 
 def task(answer, prompt="?"):
@@ -167,9 +165,11 @@ def test_an_expensive_answer_in_another_form_is_no_answer(tmp_path):
     assert (verdict.outcome, verdict.category) == (Outcome.FAIL, "no_answer")
 
 
-def test_an_expensive_answer_neither_passes_nor_hurts_the_next_one():
-    with VerifierPool(VerifierConfig(workers=1, wall_s=0.5)) as pool:
-        (verdict,) = pool.judge([case(*EXPENSIVE)])
+def test_an_expensive_answer_does_not_pass(tmp_path, monkeypatch):
+    (tmp_path / "busy.py").write_text("def f(case):\n    while True: pass")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pool_with(worker_command("busy:f"), workers=1, wall_s=0.3) as pool:
+        (verdict,) = pool.judge([case(ROOT, r"\sqrt{8}")])
         # ERROR only where a crowded machine gave the worker hardly any CPU time.
         assert (verdict.outcome, verdict.category) in (
             (Outcome.FAIL, "timeout"),
@@ -184,7 +184,7 @@ def test_an_expensive_answer_neither_passes_nor_hurts_the_next_one():
 def test_the_parent_imports_neither_sympy_nor_jax(module):
     code = (
         f"import sys, cosr_jax.verifiers.{module}\n"
-        "heavy = {'sympy', 'math_verify', 'latex2sympy2_extended', 'jax', 'numpy', 'z3', 'aiohttp'}\n"
+        "heavy = {'sympy', 'math_verify', 'jax', 'numpy', 'z3', 'reasoning_gym', 'aiohttp'}\n"
         "assert not heavy & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
