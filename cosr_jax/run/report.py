@@ -20,7 +20,7 @@ import numpy as np
 from cosr_jax.run.evaluation import ProbeResult
 from cosr_jax.run.manifest import replace_file
 from cosr_jax.run.statistics import Gain, paired_bootstrap, wilson_interval
-from cosr_jax.types import Task
+from cosr_jax.types import CodeChecks, Domain, Task
 
 Interval = tuple[float, float]
 
@@ -94,7 +94,9 @@ class SuiteResult:
     lenient: Comparison  # right value, whatever its form
     skills: Mapping[str, Comparison]
     cells: Mapping[str, Comparison]
+    domains: Mapping[str, Comparison]
     categories: Mapping[str, int]  # failures after training, by category
+    domain_categories: Mapping[str, Mapping[str, int]]  # the same within each domain
     unjudged: int = 0
     extra: Mapping[str, float] = dataclasses.field(default_factory=dict)  # e.g. {"pass_at_8": 0.9}
 
@@ -134,7 +136,12 @@ class SuiteResult:
                 for value in sorted(set(labels.tolist()))
             }
 
-        failed = (c for c, known in zip(after.categories, judged, strict=True) if c and known)
+        def failures(member: np.ndarray) -> dict[str, int]:
+            failed = (c for c, is_in in zip(after.categories, member, strict=True) if c and is_in)
+            return dict(collections.Counter(failed).most_common())
+
+        domain = np.array([task.domain for task in tasks])
+        domains = split(lambda task: task.domain)
         return cls(
             name=name,
             sha256=sha256,
@@ -142,7 +149,9 @@ class SuiteResult:
             lenient=compare("lenient", judged),
             skills=split(lambda task: task.skill),
             cells=split(lambda task: task.cell),
-            categories=dict(collections.Counter(failed).most_common()),
+            domains=domains,
+            categories=failures(judged),
+            domain_categories={name: failures(judged & (domain == name)) for name in domains},
             unjudged=int((~judged).sum()),
             extra=dict(extra or {}),
         )
@@ -160,6 +169,10 @@ class SuiteResult:
             "lenient": self.lenient.to_json(),
             "skills": each(self.skills),
             "cells": each(self.cells),
+            "domains": {
+                name: {**entry, "categories": dict(self.domain_categories[name])}
+                for name, entry in each(self.domains).items()
+            },
             "categories": dict(self.categories),
             "unjudged": self.unjudged,
             **self.extra,
@@ -194,9 +207,10 @@ class SolvedExample:
 
     suite: str
     prompt: str
-    expected: str
+    expected: str  # the answer; of code the tests; "" where the domain has neither
     before: str
     after: str
+    domain: Domain = "math"
 
     @classmethod
     def find(
@@ -211,7 +225,10 @@ class SolvedExample:
         if not solved:
             return None
         i = min(solved, key=lambda i: before.lenient[i])
-        return cls(suite, tasks[i].prompt, tasks[i].answer, before.answers[i], after.answers[i])
+        task, expected = tasks[i], tasks[i].answer
+        if isinstance(task.checks, CodeChecks):
+            expected = "\n".join(task.checks.tests)
+        return cls(suite, task.prompt, expected, before.answers[i], after.answers[i], task.domain)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,9 +322,11 @@ def render_markdown(report: RunReport) -> str:
         ]
     if report.solved is not None:
         s = report.solved
+        is_short = s.domain == "math"
         parts += [
             f"## A failure now solved ({s.suite})",
-            f"Asked (expected `{s.expected}`):\n\n{_quote(s.prompt)}",
+            f"Asked{f' (expected `{s.expected}`)' if is_short else ''}:\n\n{_quote(s.prompt)}",
+            *([] if is_short or not s.expected else [f"Tests:\n\n{_quote(s.expected)}"]),
             f"Before:\n\n{_quote(s.before)}",
             f"After:\n\n{_quote(s.after)}",
         ]
@@ -345,7 +364,8 @@ def render_terminal(report: RunReport, file: IO[str] | None = None) -> None:
     if report.solved is not None:
         s = report.solved
         for label, text in (("solved now", s.prompt), ("before", s.before), ("after", s.after)):
-            console.print(Text(f"{label}: {_one_line(text)}"))
+            shown = _one_line(text) if s.domain == "math" else _block(text)
+            console.print(Text(f"{label}: {shown}"))
     for purpose, command in report.commands:
         console.print(Text(f"{purpose}: {command}"))
 
@@ -376,6 +396,8 @@ def _accuracy_rows(report: RunReport) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = [("suite", "tasks", "before", "after", "gain")]
     for suite in report.suites:
         parts = [(suite.name, suite.strict), (f"{suite.name}, form forgiven", suite.lenient)]
+        if len(suite.domains) > 1:
+            parts += [(f"{suite.name}: all of {name}", c) for name, c in suite.domains.items()]
         detail = suite.skills if len(suite.skills) > 1 else suite.cells
         if len(detail) > 1:
             parts += [(f"{suite.name}: {name}", c) for name, c in detail.items()]
@@ -405,9 +427,12 @@ def _small_print(report: RunReport) -> str:
     for suite in report.suites:
         if suite.unjudged:
             lines.append(f"{suite.name}: {suite.unjudged} tasks left out for lack of a verdict.")
-        if suite.categories:
-            counts = ", ".join(f"{name} {count}" for name, count in suite.categories.items())
-            lines.append(f"{suite.name}, what still fails: {counts}.")
+        of_domain = suite.domain_categories if len(suite.domains) > 1 else {"": suite.categories}
+        for domain, categories in of_domain.items():
+            if categories:
+                counts = ", ".join(f"{name} {count}" for name, count in categories.items())
+                where = f" in {domain}" if domain else ""
+                lines.append(f"{suite.name}, what still fails{where}: {counts}.")
         if suite.extra:
             lines.append(
                 f"{suite.name}: " + ", ".join(f"{k} {v:.1%}" for k, v in suite.extra.items()) + "."
@@ -439,6 +464,14 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], right: set[int]
 def _one_line(text: str) -> str:
     """Student text for a terminal: no line break and no control sequence of its own."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
+
+
+def _block(text: str) -> str:
+    """Code of the student's for a terminal: its lines, each without control sequences."""
+    return "".join(
+        "\n    " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line.expandtabs(4))
+        for line in text.split("\n")
+    )
 
 
 def _quote(text: str) -> str:

@@ -21,7 +21,7 @@ from cosr_jax.run.report import (
     write_report,
 )
 from cosr_jax.run.statistics import paired_bootstrap, wilson_interval
-from cosr_jax.types import Task, level_difficulty
+from cosr_jax.types import CodeChecks, Task, level_difficulty
 
 
 @pytest.fixture(autouse=True)
@@ -239,6 +239,50 @@ def test_student_text_cannot_leave_its_block():
     text = render_markdown(full_report(solved=solved))
     assert "\n    # big\n" in text
     assert "\n    ```\n    </pre>\n    | a |\n" in text
+
+
+FUNCTION = Task(
+    "code",
+    "py_formulas",
+    0.0,
+    "Write `f(x)`.",
+    "",
+    "py_formulas:x + 1",
+    checks=CodeChecks("f", ("assert f(1) == 2", "assert f(2) == 3")),
+)
+MIXED = [*TASKS[:3], FUNCTION]
+
+
+def test_domains_have_their_own_figures_where_there_are_several():
+    after = dataclasses.replace(probe("1100"), categories=("", "", "wrong_answer", "syntax_error"))
+    mixed = suite(tasks=MIXED, before=probe("1000"), after=after)
+    assert mixed.to_json()["domains"] == {
+        "code": {"n": 1, "before": 0, "after": 0, "categories": {"syntax_error": 1}},
+        "math": {"n": 3, "before": 1 / 3, "after": 2 / 3, "categories": {"wrong_answer": 1}},
+    }
+    text = render_markdown(full_report(suites=(mixed,)))
+    assert "| held_out: all of code | 1 | 0.0%" in text
+    assert "held_out, what still fails in code: syntax_error 1." in text
+    assert "held_out, what still fails in math: wrong_answer 1." in text
+    assert "all of" not in render_markdown(full_report())
+
+
+def test_code_that_is_solved_now_keeps_its_lines():
+    program = "```python\ndef f(x):\n\treturn x + 1\x1b[2J\n```"
+    before, after = (
+        dataclasses.replace(probe(passed), answers=(text,))
+        for passed, text in (("0", "No idea."), ("1", program))
+    )
+    solved = SolvedExample.find("s", [FUNCTION], before, after)
+    text = render_markdown(full_report(solved=solved))
+    assert "Asked:\n\n    Write `f(x)`.\n" in text
+    assert "Tests:\n\n    assert f(1) == 2\n    assert f(2) == 3\n" in text
+    assert "    ```python\n    def f(x):\n" in text
+    out = io.StringIO()
+    render_terminal(full_report(solved=solved), file=out)
+    shown = out.getvalue()
+    assert "after: \n    ```python\n    def f(x):\n        return x + 1\\x1b[2J\n    ```" in shown
+    assert "\x1b" not in shown
 
 
 def test_plain_terminal_lines():
