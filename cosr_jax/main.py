@@ -247,6 +247,29 @@ def _verify(call: Call) -> int:
     return stdio.serve(config)
 
 
+def _verifier_serve_flags(values: flags.FlagValues) -> None:
+    _define_config(values)
+    flags.DEFINE_string("host", "127.0.0.1", "address to listen on", flag_values=values)
+    flags.DEFINE_integer(
+        "port", 8600, "port to listen on; 0: a free one", 0, 65535, flag_values=values
+    )
+    flags.DEFINE_string(
+        "token_file", "", "file with the token that clients must show", flag_values=values
+    )
+
+
+def _verifier_serve(call: Call) -> int:
+    config = _verifier_config(call)
+    try:
+        from cosr_jax.verifiers import service
+    except ImportError as error:
+        raise UserError(
+            "cosr verifier-serve needs aiohttp", "pip install 'cosr-jax[serve]'"
+        ) from error
+    token = service.read_token(call.flags.token_file, "--token_file")
+    return service.serve(config, call.flags.host, call.flags.port, token)
+
+
 def _verifier_config(call: Call) -> VerifierConfig:
     """``config.verifier``; without --config every form of an answer counts that the protocol
     knows, and there are as many workers as cores.
@@ -305,6 +328,12 @@ COMMANDS = {
         "--stdio [--config=FILE.py[:ARG]] [--config.verifier.KEY=VALUE ...]",
         _verify_flags,
         _verify,
+    ),
+    "verifier-serve": Command(
+        "judge cases of other hosts, over HTTP",
+        "--token_file=FILE [--port=8600] [--host=127.0.0.1] [--config=FILE.py[:ARG]]",
+        _verifier_serve_flags,
+        _verifier_serve,
     ),
     "doctor": Command(
         "check this machine",
@@ -365,7 +394,8 @@ def _checked_workdir(text: str) -> Path:
 
 
 def _help() -> str:
-    commands = "\n".join(f"  {name:8} {c.summary}" for name, c in COMMANDS.items())
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}} {c.summary}" for name, c in COMMANDS.items())
     return (
         "Usage: cosr COMMAND [FLAGS]\n\n"
         f"{commands}\n\n"

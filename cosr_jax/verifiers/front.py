@@ -110,6 +110,12 @@ def config_limits(config: VerifierConfig) -> Limits:
     return Limits(config.wall_s, config.memory_mb, config.output_kb, config.file_mb)
 
 
+def case_deadline_s(config: VerifierConfig, task: Task, limits: Limits) -> float:
+    """Seconds after which a judge must be hung: no case may take as long."""
+    parts = len(task.checks.io) if isinstance(task.checks, CodeChecks) else 0
+    return config.deadline_s + 2 * limits.wall_s * max(1, parts)
+
+
 class Tally:
     """Counts verdicts, and how long they took."""
 
@@ -174,7 +180,14 @@ class LocalFront:
         self._tally = Tally()
 
     async def start(self) -> None:
-        """Nothing to do: a domain's judge starts with its first case."""
+        """A domain's judge starts with its first case, but a layer that was asked for by name must
+        be there at once.
+
+        Raises:
+          UserError: it is not.
+        """
+        if self._config.layer != "auto" and "code" in self._factories:
+            await self._lane("code").judge()
 
     def is_full(self, domain: str) -> bool:
         """Whether another case of ``domain`` would have to wait to be let in."""
@@ -227,8 +240,7 @@ class LocalFront:
         self, lane: _Lane, task: Task, completion: Completion, limits: Limits | None
     ) -> Verdict:
         limits = limits or self._limits
-        parts = len(task.checks.io) if isinstance(task.checks, CodeChecks) else 0
-        deadline_s = self._config.deadline_s + 2 * limits.wall_s * max(1, parts)
+        deadline_s = case_deadline_s(self._config, task, limits)
         try:
             async with asyncio.timeout(deadline_s):
                 judge = await lane.judge()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from cosr_jax.config import VerifierConfig
-from cosr_jax.types import Completion, Task, Verdict
+from cosr_jax.types import Completion, Task, UserError, Verdict
 from cosr_jax.verifiers.front import Front, LocalFront
 from cosr_jax.verifiers.judges import Limits
 from cosr_jax.verifiers.maths import check_forms
@@ -18,11 +18,19 @@ T = TypeVar("T")
 
 
 def make_front(config: VerifierConfig) -> Front:
-    """The judges of this host, or with ``config.url`` those of another one."""
+    """The judges of this host, or with ``config.url`` those of another one.
+
+    Raises:
+      UserError: the other host cannot be used from here.
+    """
     if not config.url:
         return LocalFront(config)
-    from cosr_jax.verifiers.remote import RemoteFront
-
+    try:
+        from cosr_jax.verifiers.remote import RemoteFront
+    except ImportError as error:
+        raise UserError(
+            f"config.verifier.url: {config.url} needs aiohttp", "pip install 'cosr-jax[serve]'"
+        ) from error
     return RemoteFront(config)
 
 
