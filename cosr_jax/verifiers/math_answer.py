@@ -1,43 +1,53 @@
 r"""Decides whether two answers are the same value, exactly.
 
-Rationals (integers, decimals, fractions, mixed numbers, percentages, with or without a unit),
-lists, sets, intervals and words are decided here with ``fractions.Fraction`` in bounded work,
-without sympy.  What is left (roots, variables, functions) is decided by
+Numbers, lists, sets, intervals, matrices and words are decided here with ``fractions.Fraction`` in
+bounded work, without sympy.  What is left (roots, variables, functions) is decided by
 ``cosr_jax.verifiers.symbolic``, which runs in killable worker processes only.
 
 Rules, where mathematics leaves a choice:
 
 - A rounded decimal is not the exact value; 56% is 0.56 and not 56.
-- A unit may be left out but not be wrong; nothing is converted.
-- The gold answer says whether order counts: it does in ``1, 2, 3`` and not in ``\{1, 2, 3\}``.
+- A unit, the base of a numeral, am or pm, a name ("x =") may be left out but not be wrong; nothing
+  is converted.
+- The gold answer says whether order counts.  It does in ``1, 2, 3``.  It does not in
+  ``\{1, 2, 3\}`` nor in solutions: ``x = 1, 2``, ``1 \pm \sqrt{2}``, ``(1, 2), (3, 4)``.
+- An open interval and a pair look the same and are compared as such; ``1 < x < 2`` fits ``(1, 2)``.
+- Matrices agree entry by entry, nested rows included; ratios agree as proportions, but ``3:45`` is
+  a time.
 - A calculation still to be done (``12+7`` for 19) is the question and not its answer.
-- Words are compared as text, without case; single letters with case.
+- Of an equation that is solved for a variable the solved form is wanted; any other equation agrees
+  with its multiples.
+- Words are compared as text, without case; single letters with case.  ``(B) 12`` chooses B.
+- Text that is no mathematics agrees only with the same text.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from fractions import Fraction
 from typing import NamedTuple
 
-from cosr_jax.verifiers.units import canonical_unit
+from cosr_jax.verifiers import expression, quantities
+from cosr_jax.verifiers.expression import Unreadable
+from cosr_jax.verifiers.intervals import looks_like_set, real_set, same_set
+from cosr_jax.verifiers.notation import (
+    closes_at_end,
+    matrix,
+    normalise,
+    peel,
+    split_items,
+    squeeze,
+)
+from cosr_jax.verifiers.quantities import quantity
+from cosr_jax.verifiers.units import canonical_unit, is_symbol
 
 #: Longer answers agree only if they are the same text.
 MAX_CHARS = 1000
-_MAX_SYMBOLIC_CHARS = 300
-_MAX_DIGITS = 400
 _MAX_SET_ITEMS = 30
+_MAX_DEPTH = 6
 
-#: Decides two expressions that both pass ``symbolic_refusal``.
+#: Decides two expressions, equations or inequalities that ``symbolic_refusal`` admits.
 Symbolic = Callable[[str, str], bool]
-
-
-class Quantity(NamedTuple):
-    """A rational with the unit written behind it, "" for none."""
-
-    value: Fraction
-    unit: str
 
 
 class Collection(NamedTuple):
@@ -45,6 +55,7 @@ class Collection(NamedTuple):
 
     brackets: str
     items: tuple[str, ...]
+    is_ordered: bool = True
 
 
 def answers_agree(given: str, gold: str, symbolic: Symbolic | None = None) -> bool | None:
@@ -61,17 +72,9 @@ def answers_agree(given: str, gold: str, symbolic: Symbolic | None = None) -> bo
     if max(len(given), len(gold)) > MAX_CHARS:
         return given.strip() == gold.strip()
     given, gold = normalise(given), normalise(gold)
-    if not given or not gold:
+    if not given or not gold or not re.search(r"\w|\\\{\\\}", given):
         return False
-    if _COMMA.sub(",", given) == _COMMA.sub(",", gold):
-        return True
-    gold_list, given_list = collection(gold), collection(given)
-    if gold_list is not None:
-        given_list = given_list or Collection("", (given,))
-        return _collections_agree(given_list, gold_list, symbolic)
-    if given_list is not None and quantity(given) is None:  # "12 345" may be one number
-        return False
-    return _scalars_agree(given, gold, symbolic)
+    return _Comparison(symbolic).agree(given, gold)
 
 
 def restates(prompt: str, given: str, gold: str) -> bool:
@@ -84,7 +87,7 @@ def restates(prompt: str, given: str, gold: str) -> bool:
         return False
     copied = _compact(given)
     is_calculation = re.search(r"[\\+*/^!]|(?<=[0-9A-Za-z)}])-", copied.lstrip("+"))
-    if not is_calculation or collection(normalise(given)) or copied == _compact(gold):
+    if not is_calculation or _collection(normalise(given)) or copied == _compact(gold):
         return False
     return bool(re.search(rf"(?<![0-9.]){re.escape(copied)}(?![0-9])", _compact(prompt)))
 
@@ -95,171 +98,46 @@ def _compact(text: str) -> str:
     return re.sub(r"[\s$]", "", text.replace(r"\div", "/"))
 
 
-_COMMA = re.compile(r"\s*,\s*")
-_REPLACED = (
-    *(("\u2212", "-"), ("\u2013", "-"), ("\u00d7", r"\times "), ("\u00f7", r"\div ")),
-    *(("\u00b2", "^2"), ("\u00b3", "^3"), ("\u03c0", r"\pi "), ("\u00b7", r"\cdot ")),
-    *((r"\displaystyle", ""), (r"\!", ""), ("{,}", ",")),
-    *((r"\dfrac", r"\frac"), (r"\tfrac", r"\frac"), (r"\%", "%"), (r"\$", "$")),
-    *((r"^{\circ}", "\u00b0"), (r"^\circ", "\u00b0"), (r"\lbrace", r"\{"), (r"\rbrace", r"\}")),
-    *((f"\\{space}", " ") for space in (",", ";", ":", " ", "quad", "qquad")),
-    *((space, " ") for space in ("~", "\u00a0", "\u2009", "\u202f")),
-)
-_TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|operatorname)\s?\{([^{}]*)\}")
-_DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"))
-_SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?)(?![A-Za-z])")
+# --- Lists and sets ---
 
-
-def normalise(text: str) -> str:
-    """One notation for signs, spaces, units and fractions; the value written is left as it is."""
-    text = text.strip()
-    for left, right in _DELIMITERS:
-        inner = text.removeprefix(left).removesuffix(right)
-        if len(inner) == len(text) - len(left) - len(right) and left not in inner:
-            text = inner.strip()
-    for old, new in _REPLACED:
-        text = text.replace(old, new)
-    text = _SIZES.sub("", text)
-    text = _TEXT.sub(r" \1 ", text)
-    text = " ".join(text.split()).replace(" ^", "^")
-    return text[:-1].rstrip() if text.endswith(".") else text
-
-
-_SIGN = r"(?P<sign>[-+]?)\s?"
-_INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,3}(?: [0-9]{3})+|[0-9]+)"
-_QUANTITY = re.compile(
-    rf"""{_SIGN}(?P<currency>[$\u20ac\u00a3]?)\s?(?P<sign2>[-+]?)(?:
-      (?P<repeating>[0-9]*\.[0-9]*)\\overline\s?\{{(?P<period>[0-9]+)\}}
-    | (?:(?P<whole>[0-9]+)\s?)?\\frac\s?
-        (?:\{{\s?(?P<top>-?[0-9,.]+)\s?\}}|(?P<top1>[0-9]))\s?
-        (?:\{{\s?(?P<bottom>-?[0-9,.]+)\s?\}}|(?P<bottom1>[0-9]))
-    | (?:(?P<whole2>[0-9]+)\ )?(?P<top2>{_INTEGER.replace(" ", "[ ]")})\s?/\s?(?P<bottom2>[0-9]+)
-    | (?P<decimal>{_INTEGER.replace(" ", "[ ]")}(?:\.[0-9]*)?|\.[0-9]+)
-      (?:\s?(?:\\times|\\cdot|\*|x)\s?10\s?\^\s?(?:\{{(?P<power>[-+]?[0-9]+)\}}|(?P<power1>[0-9]))
-        |[eE](?P<power2>[-+]?[0-9]+))?
-    )\s?(?P<unit>.*)""",
-    re.VERBOSE,
-)
-
-
-def quantity(text: str) -> Quantity | None:
-    """The rational that normalised ``text`` writes, with its unit; None if it is something else."""
-    match = _QUANTITY.fullmatch(text)
-    if match is None or len(re.findall(r"[0-9]", text)) > _MAX_DIGITS:
-        return None
-    part = match.groupdict()
-    value = _magnitude(part)
-    if value is None or (part["sign"] and part["sign2"]):
-        return None
-    if "-" in (part["sign"], part["sign2"]):
-        value = -value
-    unit: str | None = part["unit"]
-    if unit:
-        unit = canonical_unit(unit)
-        if unit is None or part["currency"]:
-            return None
-    elif part["currency"]:
-        unit = part["currency"]
-    return Quantity(value / 100, "") if unit == "%" else Quantity(value, unit or "")
-
-
-def _magnitude(part: dict[str, str | None]) -> Fraction | None:
-    top = part["top"] or part["top1"] or part["top2"]
-    bottom = part["bottom"] or part["bottom1"] or part["bottom2"]
-    whole = part["whole"] or part["whole2"]
-    if part["period"]:
-        digits = (part["repeating"] or "").partition(".")
-        nines = (10 ** len(part["period"]) - 1) * 10 ** len(digits[2])
-        return Fraction((digits[0] or "0") + "." + (digits[2] or "0")) + Fraction(
-            int(part["period"]), nines
-        )
-    if top and bottom:
-        above, below = _decimal(top), _decimal(bottom)
-        if above is None or not below:
-            return None
-        if whole and not 0 <= above < below:
-            return None  # 1 7/3 is no mixed number
-        return above / below + int(whole or 0)
-    value = _decimal(part["decimal"] or "")
-    power = part["power"] or part["power1"] or part["power2"]
-    if value is None or power is None:
-        return value
-    if len(power) > 4 or abs(int(power)) > _MAX_DIGITS:
-        return None
-    return value * Fraction(10) ** int(power)
-
-
-_DECIMAL = re.compile(rf"-?(?:{_INTEGER}(?:\.[0-9]*)?|\.[0-9]+)")
-
-
-def _decimal(text: str) -> Fraction | None:
-    if not _DECIMAL.fullmatch(text):
-        return None
-    return Fraction(text.replace(",", "").replace(" ", "").removesuffix("."))
-
-
-_OPENING, _CLOSING = "([{", ")]}"
 _AND = re.compile(r",?\s+and\s+")
 _SPACED_NUMBERS = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?(?: [-+]?[0-9]+(?:\.[0-9]+)?)+")
+_PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 
 
-def collection(text: str) -> Collection | None:
+def _collection(text: str) -> Collection | None:
     """The items of a normalised list, set, tuple or interval; None if ``text`` is one value."""
     if quantity(text) is not None and " " not in text:
         return None
     is_set = text.startswith(r"\{") and text.endswith(r"\}")
     if is_set:
         inner, brackets = text[2:-2], "{}"
-    elif text[0] in _OPENING and _closes_at_end(text):
+    elif text[0] in "([{" and closes_at_end(text):
         inner, brackets = text[1:-1], text[0] + text[-1]
     else:
         inner, brackets = text, ""
-    items = _split(_AND.sub(",", inner))
+    items = split_items(_AND.sub(",", inner))
     if len(items) == 1 and _SPACED_NUMBERS.fullmatch(inner):
         items = inner.split(" ")
+    items = [signed for item in items for signed in (_both_signs(item) if "\\" in item else [item])]
     if not is_set and len(items) == 1:
         return None
-    return Collection(brackets, tuple(item.strip() for item in items))
+    if is_set and items == [""]:
+        items = []
+    are_points = all(item[:1] == "(" and len(split_items(item[1:-1])) > 1 for item in items)
+    is_ordered = brackets != "{}" and not (brackets == "" and are_points)
+    if _PLUS_MINUS.search(inner) and brackets == "":
+        is_ordered = False
+    return Collection(brackets, tuple(items), is_ordered)
 
 
-def _closes_at_end(text: str) -> bool:
-    """Whether the bracket that opens ``text`` is closed by its last character."""
-    depth = 0
-    for i, char in enumerate(text):
-        depth += (char in _OPENING) - (char in _CLOSING)
-        if depth == 0:
-            return i == len(text) - 1
-    return False
-
-
-def _split(text: str) -> list[str]:
-    """Items between commas or semicolons outside all brackets."""
-    items, depth, start = [], 0, 0
-    for i, char in enumerate(text):
-        depth += (char in _OPENING) - (char in _CLOSING)
-        if depth == 0 and char in ",;":
-            items.append(text[start:i])
-            start = i + 1
-    return [*items, text[start:]]
-
-
-def _collections_agree(
-    given: Collection, gold: Collection, symbolic: Symbolic | None
-) -> bool | None:
-    if not _brackets_fit(given, gold):
-        return False
-    if gold.brackets == "{}":
-        if max(len(given.items), len(gold.items)) > _MAX_SET_ITEMS:
-            return False
-        return _all(
-            _any(answers_agree(a, b, symbolic) for b in others)
-            for items, others in ((given.items, gold.items), (gold.items, given.items))
-            for a in items
-        )
-    if len(given.items) != len(gold.items):
-        return False
-    pairs = zip(_by_name(given.items), _by_name(gold.items), strict=True)
-    return _all(answers_agree(a, b, symbolic) for a, b in pairs)
+def _both_signs(item: str) -> list[str]:
+    r"""``1 \pm 2`` as ``1 + 2`` and ``1 - 2``; brackets keep their ``\pm`` for later."""
+    if not _PLUS_MINUS.search(item):
+        return [item]
+    upper = _PLUS_MINUS.sub(lambda sign: "+" if sign[1] == "pm" else "-", item)
+    lower = _PLUS_MINUS.sub(lambda sign: "-" if sign[1] == "pm" else "+", item)
+    return [upper.strip(), lower.strip()]
 
 
 def _brackets_fit(given: Collection, gold: Collection) -> bool:
@@ -284,131 +162,302 @@ def _by_name(items: Sequence[str]) -> Sequence[str]:
     return [item for _, item in sorted(zip(names, items, strict=True))]
 
 
+# --- Single values ---
+
 _EQUALS = re.compile(r"(?<![<>!=])=(?!=)")
-_NAME = re.compile(r"[A-Za-z](?:_?\{?[A-Za-z0-9]\}?)?(?:\([a-z]\))?|\\(?:theta|alpha|beta|lambda)")
+_NAME = re.compile(
+    r"[A-Za-z](?:_?\{?[A-Za-z0-9]\}?)?(?:\([a-z]\))?|\\(?:theta|alpha|beta|lambda)"
+    r"|(?:m ?)?\\angle ?[A-Z]{1,3}"
+    r"|[A-Za-z]{3,}(?: [A-Za-z]+){0,4}|\([a-z](?:, ?[a-z])+\)"
+)
+_MEMBER = re.compile(r"([A-Za-z]) ?\\in(?![A-Za-z]) ?(?=\\\{)")
 _LETTER = re.compile(r"[A-Za-z]")
 _WORDS = re.compile(r"[A-Za-z]{2,}(?:[ '-][A-Za-z]+)*")
-_CALCULATION = re.compile(r"[+*!]|\\(?:times|cdot|div)|(?<=[0-9A-Za-z)}\]])\s?-|/.*/")
-
-
-def _scalars_agree(given: str, gold: str, symbolic: Symbolic | None) -> bool | None:
-    *given_left, given = (_peel(part) for part in _EQUALS.split(given))
-    *gold_left, gold = (_peel(part) for part in _EQUALS.split(gold))
-    names = [part for part in given_left if _NAME.fullmatch(part)]
-    others = [part for part in given_left if not _NAME.fullmatch(part)]
-    if gold_left and not (len(gold_left) == 1 and _NAME.fullmatch(gold_left[0])):
-        # An equation as the answer: side by side, in this order.
-        if len(given_left) != len(gold_left):
-            return False
-        sides = zip((*given_left, given), (*gold_left, gold), strict=True)
-        return _all(_values_agree(a, b, symbolic) for a, b in sides)
-    if gold_left and any(name != gold_left[0] for name in names):
-        return False
-    return _all(
-        (
-            _values_agree(given, gold, symbolic),
-            # "12 + 7 = 19": what stands left of the answer must be true as well.
-            *(_expressions_agree(part, gold, symbolic) for part in others),
-        )
-    )
-
-
-def _peel(text: str) -> str:
-    text = text.strip()
-    while text and text[0] in "({" and _closes_at_end(text):
-        text = text[1:-1].strip()
-    return text
-
-
-def _values_agree(given: str, gold: str, symbolic: Symbolic | None) -> bool | None:
-    if not given or not gold:
-        return False
-    if given == gold:
-        return True
-    if _LETTER.fullmatch(gold) and _LETTER.fullmatch(given):
-        return False
-    if _WORDS.fullmatch(gold) or _WORDS.fullmatch(given):
-        return given.casefold() == gold.casefold()
-    wanted = quantity(gold)
-    if wanted is None:
-        return _expressions_agree(given, gold, symbolic)
-    got = quantity(given)
-    if got is not None:
-        return got.value == wanted.value and (
-            not got.unit or not wanted.unit or got.unit == wanted.unit
-        )
-    if _CALCULATION.search(given):
-        return False
-    return _expressions_agree(given, str(wanted.value), symbolic)
-
-
-def _expressions_agree(given: str, gold: str, symbolic: Symbolic | None) -> bool | None:
-    if symbolic_refusal(given) or symbolic_refusal(gold):
-        return False
-    return symbolic(given, gold) if symbolic else None
-
-
-_COMMANDS = """
-    frac sqrt pi cdot times div pm mp infty binom overline cup cap in ln log exp sin cos tan cot
-    sec csc arcsin arccos arctan sinh cosh tanh alpha beta gamma delta epsilon theta lambda mu
-    nu rho sigma tau phi omega le leq ge geq ne neq lt gt begin end pmatrix bmatrix matrix
-"""
-_ADMITTED = frozenset(_COMMANDS.split())
-_FORBIDDEN = re.compile(
-    r"[^A-Za-z0-9\s+\-*/^=<>().,{}\[\]|!_\\&]|__|[.]\s*[A-Za-z_]|[A-Za-z_)\]}]\s*[.]"
+_CHOICE = re.compile(
+    r"(?:(?:option|choice|answer) )?(?:\(([A-Ja-j])\)|([A-J])[).:]|([A-J])(?=\Z))(.*)"
 )
-_EXPONENT = re.compile(
-    r"(?:\^|\*\*)\s*(\{(?:[^{}]|\{[^{}]*\})*\}|\([^()]*\)|-?\w+|\\pi|.)", re.DOTALL
+_ANY_CHOICE = re.compile(r"\([A-Ja-j]\)|\b[A-J]\)|\band\b|,\s*[A-J]\b")
+_CALCULATION = re.compile(
+    r"[+*!]|\\(?:times|cdot|div)|(?<=[0-9A-Za-z)}\]])\s?-|/.*/|[0-9)}]\s*\(|\|"
 )
-_MAX_EXPONENT = 1000
-_MAX_FACTORIAL = 1000
-_MAX_INTEGER_DIGITS = 40
+_TRAILING_UNIT = re.compile(
+    r"(.*?[0-9A-Za-z)}\]]) "
+    r"((?:(?:square|cubic|sq) )?[A-Za-z]+(?:(?:/| per )[A-Za-z]+)?(?:\^\{?[1-9]\}?)?)"
+)
+
+
+def _letter_of_choice(text: str) -> str:
+    """``B`` of ``(B)``, ``B.``, ``option B`` and ``(B) 12``; "" if no one letter is chosen."""
+    match = _CHOICE.fullmatch(text)
+    if match is None or _ANY_CHOICE.search(match[4]):
+        return ""
+    return match[1] or match[2] or match[3]
 
 
 def symbolic_refusal(text: str) -> str:
-    """Why ``text`` is not shown to sympy: characters, size, or cost; "" if it may be shown.
+    """Why ``text`` is not shown to sympy: it is no expression, or too expensive; "" if it may be.
 
-    Quotes, dunders and attribute access never reach a parser; towers of powers, large exponents
+    Quotes, attributes and other code are no part of the grammar; towers of powers, large exponents
     and large factorials never reach an evaluator.
     """
-    if len(text) > _MAX_SYMBOLIC_CHARS:
-        return f"longer than {_MAX_SYMBOLIC_CHARS} characters"
-    if bad := _FORBIDDEN.search(text):
-        return f"contains {bad[0]!r}"
-    for command in re.findall(r"\\([A-Za-z]+)", text):
-        if command not in _ADMITTED:
-            return f"contains \\{command}"
-    for word in re.findall(r"[A-Za-z]{4,}", re.sub(r"\\[A-Za-z]+", " ", text)):
-        if word not in _ADMITTED:
-            return f"contains {word!r}"
-    if re.search(r"[0-9][eE][-+]?[0-9]", text):
-        return "an exponent of ten out of range"  # those in range are quantities
-    if any(len(run) > _MAX_INTEGER_DIGITS for run in re.findall(r"[0-9]+", text)):
-        return f"a number of more than {_MAX_INTEGER_DIGITS} digits"
-    depth = deepest = 0
-    for char in text:
-        depth += (char in _OPENING) - (char in _CLOSING)
-        deepest = max(deepest, depth)
-    if depth or deepest > 12:
-        return "brackets unbalanced or too deep"
-    product = 1
-    exponents = list(_EXPONENT.finditer(text))
-    for match in exponents:
-        body = match[1]
-        after = text[match.end() :].lstrip()[:1]
-        if not re.search(r"\w", body) or {"^", "!"} & {*body, after} or "**" in body:
-            return f"the exponent {body!r}"
-        for number in re.findall(r"[0-9]+", body):
-            product *= max(1, int(number))
-    if r"\binom" in text and re.search(r"[0-9]{4}", text):
-        return "a large binomial"
-    if product > _MAX_EXPONENT:
-        return f"exponents over {_MAX_EXPONENT}"
-    for match in re.finditer(r"(.?)\s*!", text):
-        number = re.search(r"(?<![0-9.])([0-9]+)\s*!\Z", text[: match.end()])
-        if number is None or int(number[1]) > _MAX_FACTORIAL or len(exponents) > 2:
-            return f"a factorial of more than {_MAX_FACTORIAL}"
-    return ""
+    try:
+        sides, _ = expression.split_relations(text)
+        if len(sides) > 2:
+            return "a chain of relations"
+        return next(
+            filter(None, (expression.refusal(expression.parse(side)) for side in sides)), ""
+        )
+    except Unreadable as error:
+        return f"unreadable: {error}"
+
+
+class _Comparison:
+    """One comparison with all that it leads to; None where only ``symbolic`` could tell."""
+
+    def __init__(self, symbolic: Symbolic | None):
+        self._symbolic = symbolic
+        self._depth = 0
+
+    def agree(self, given: str, gold: str) -> bool | None:
+        """Whether two normalised texts state the same."""
+        if not given or not gold:
+            return False
+        if squeeze(given) == squeeze(gold):
+            return True
+        self._depth += 1
+        try:
+            return self._agree(given, gold) if self._depth <= _MAX_DEPTH else False
+        finally:
+            self._depth -= 1
+
+    def _agree(self, given: str, gold: str) -> bool | None:
+        if _LETTER.fullmatch(peel(gold)) and (letter := _letter_of_choice(given)):
+            return letter == peel(gold)
+        if looks_like_set(given) or looks_like_set(gold):
+            wanted, got = real_set(_without_name(gold)), real_set(_without_name(given))
+            if wanted is not None and got is not None:
+                return same_set(got, wanted, self.agree)
+        wanted_rows, got_rows = _rows(gold), _rows(given)
+        if wanted_rows is not None and got_rows is not None:
+            return self._rows_agree(got_rows, wanted_rows)
+        given_name, given_body = _named(given)
+        gold_name, gold_body = _named(gold)
+        if (gold_name or given_name) and (given_name or gold_name) == (gold_name or given_name):
+            gold_items, given_items = _collection(gold_body), _collection(given_body)
+            if gold_items is not None:
+                if gold_name and gold_items.brackets == "":
+                    gold_items = gold_items._replace(is_ordered=False)
+                given_items = given_items or Collection("", (given_body,))
+                return self._collections_agree(given_items, gold_items)
+        gold_items, given_items = _collection(gold), _collection(given)
+        if gold_items is not None and _has_repeated_name(gold_items):
+            gold_items = gold_items._replace(is_ordered=False)
+        if gold_items is not None:
+            return self._collections_agree(given_items or Collection("", (given,)), gold_items)
+        if given_items is not None and quantity(given) is None:  # "12 345" may be one number
+            return False
+        return self._scalars_agree(given, gold)
+
+    def _rows_agree(self, given: list[list[str]], gold: list[list[str]]) -> bool | None:
+        if [len(row) for row in given] != [len(row) for row in gold]:
+            return False
+        return _all(
+            self.agree(a, b)
+            for ours, theirs in zip(given, gold, strict=True)
+            for a, b in zip(ours, theirs, strict=True)
+        )
+
+    def _collections_agree(self, given: Collection, gold: Collection) -> bool | None:
+        if not _brackets_fit(given, gold):
+            return False
+        if not gold.is_ordered or (gold.brackets == given.brackets == "" and not given.is_ordered):
+            return self._sets_agree(given.items, gold.items)
+        if len(given.items) != len(gold.items):
+            return False
+        pairs = zip(_by_name(given.items), _by_name(gold.items), strict=True)
+        return _all(self.agree(a, b) for a, b in pairs)
+
+    def _sets_agree(self, given: Sequence[str], gold: Sequence[str]) -> bool | None:
+        numbers = [[quantity(item) for item in items] for items in (given, gold)]
+        if all(found and not found.unit for items in numbers for found in items):
+            ours, theirs = ({found.value for found in items if found} for items in numbers)
+            return ours == theirs
+        if max(len(given), len(gold)) > _MAX_SET_ITEMS:
+            return False
+        return _all(
+            _any(self.agree(*pair) for pair in pairs)
+            for pairs in (
+                *([(a, b) for b in gold] for a in given),
+                *([(a, b) for a in given] for b in gold),
+            )
+        )
+
+    def _scalars_agree(self, given: str, gold: str) -> bool | None:
+        *given_left, given_value = (peel(part) for part in _EQUALS.split(given))
+        *gold_left, gold_value = (peel(part) for part in _EQUALS.split(gold))
+        names = [part for part in given_left if _NAME.fullmatch(part)]
+        others = [part for part in given_left if not _NAME.fullmatch(part)]
+        if gold_left and not (len(gold_left) == 1 and _NAME.fullmatch(gold_left[0])):
+            if len(given_left) != 1 or len(gold_left) != 1:
+                return False
+            return self._expressions_agree(given, gold)
+        if re.search(r"[<>]|\\(?:leq?|geq?|lt|gt)(?![A-Za-z])", gold_value):
+            return self._expressions_agree(given, gold)
+        if gold_left and any(name != gold_left[0] for name in names):
+            return False
+        return _all(
+            (
+                self._values_agree(given_value, gold_value),
+                # "12 + 7 = 19": what stands left of the answer must be true as well.
+                *(self._expressions_agree(part, gold_value) for part in others),
+            )
+        )
+
+    def _values_agree(self, given: str, gold: str) -> bool | None:
+        if not given or not gold:
+            return False
+        if squeeze(given) == squeeze(gold):
+            return True
+        if _LETTER.fullmatch(gold) and _LETTER.fullmatch(given):
+            return False
+        special = _compare_written(given, gold)
+        if special is not None:
+            return special
+        if _is_text(gold, given) or _is_text(given, gold):
+            return given.casefold() == gold.casefold()
+        wanted, got = quantity(gold), quantity(given)
+        if wanted is None:
+            return self._with_units(given, gold)
+        if got is not None:
+            return got.value == wanted.value and (
+                not got.unit or not wanted.unit or got.unit == wanted.unit
+            )
+        if _CALCULATION.search(given):
+            return False
+        given, unit = _split_unit(given, is_constant=True)
+        if unit and wanted.unit and unit != wanted.unit:
+            return False
+        return self._expressions_agree(given, str(wanted.value))
+
+    def _with_units(self, given: str, gold: str) -> bool | None:
+        """Expressions behind which a unit may stand, such as ``2\\sqrt{3} cm``."""
+        is_constant = not _has_variables(_split_unit(gold, is_constant=True)[0])
+        given_value, given_unit = _split_unit(given, is_constant)
+        gold_value, gold_unit = _split_unit(gold, is_constant)
+        if given_unit and gold_unit and given_unit != gold_unit:
+            return False
+        return self._expressions_agree(given_value, gold_value)
+
+    def _expressions_agree(self, given: str, gold: str) -> bool | None:
+        if symbolic_refusal(given) or symbolic_refusal(gold):
+            return False
+        if not _EQUALS.search(given + gold) and "<" not in given + gold:
+            try:
+                a, b = (expression.rational(expression.parse(text)) for text in (given, gold))
+            except Unreadable:  # 1/0
+                return False
+            if a is not None and b is not None:
+                return a == b
+        return self._symbolic(given, gold) if self._symbolic else None
+
+
+def _rows(text: str) -> list[list[str]] | None:
+    """Rows of a LaTeX matrix or of nested square brackets."""
+    if (found := matrix(text)) is not None:
+        factor, rows = found
+        return [[_product(factor, cell) for cell in row] for row in rows] if factor else rows
+    if not text.startswith("[[") and not text.startswith("[ ["):
+        return None
+    outer = _collection(text) or Collection("[]", (text[1:-1].strip(),))
+    items = outer.items if outer.brackets == "[]" and closes_at_end(text) else ()
+    if not items or not all(item[:1] == "[" and closes_at_end(item) for item in items):
+        return None
+    return [split_items(item[1:-1]) for item in items]
+
+
+def _product(factor: str, cell: str) -> str:
+    product = f"({-1 if factor == '-' else factor})({cell})"
+    if symbolic_refusal(product):
+        return product
+    value = expression.rational(expression.parse(product))
+    return product if value is None else str(value)
+
+
+def _named(text: str) -> tuple[str, str]:
+    """Name and rest of ``x = 1, 2`` or ``x \\in \\{1, 2\\}``; "" and all of it for others."""
+    if member := _MEMBER.match(text):
+        return member[1], text[member.end() :]
+    name, *rest = _EQUALS.split(text)
+    if len(rest) == 1 and _NAME.fullmatch(name.strip()):
+        return name.strip(), rest[0].strip()
+    return "", text
+
+
+def _without_name(text: str) -> str:
+    name, rest = _named(text)
+    return rest if len(name) == 1 and name.isupper() else text
+
+
+def _has_repeated_name(items: Collection) -> bool:
+    """Whether a bare list repeats one name, as solutions do: ``x = 1, x = 2``."""
+    names = [match[1] if (match := _ASSIGNMENT.match(item)) else "" for item in items.items]
+    return items.brackets == "" and len(set(names)) == 1 and names[0] != ""
+
+
+def _compare_written(given: str, gold: str) -> bool | None:
+    """Times, ratios, numerals with a base and number words; None if it takes something else."""
+    wanted_clock, got_clock = quantities.clock(gold), quantities.clock(given)
+    if wanted_clock or got_clock:
+        return bool(wanted_clock and got_clock and got_clock.fits(wanted_clock))
+    if ":" in gold or ":" in given:
+        wanted_ratio = quantities.ratio(gold)
+        return wanted_ratio is not None and wanted_ratio == quantities.ratio(given)
+    wanted_numeral, got_numeral = quantities.numeral(gold), quantities.numeral(given)
+    if wanted_numeral:
+        return got_numeral == wanted_numeral or given.lstrip("0") == wanted_numeral[0]
+    if got_numeral and quantity(gold):
+        return False
+    wanted, got = quantity(gold), quantity(given)
+    if wanted and (word := quantities.number_word(given)) is not None:
+        return word == wanted.value
+    if got and (word := quantities.number_word(gold)) is not None:
+        return word == got.value
+    return None
+
+
+def _is_text(text: str, other: str) -> bool:
+    """Whether ``text`` is words; "xy" is a product beside an expression, and a word beside one."""
+    return bool(
+        _WORDS.fullmatch(text)
+        and text not in expression.FUNCTIONS
+        and text != "pi"
+        and (len(text) > 3 or _WORDS.fullmatch(other))
+    )
+
+
+def _split_unit(text: str, is_constant: bool) -> tuple[str, str]:
+    """An expression and the unit behind it, "" for none.
+
+    A single letter is a unit only behind a constant; it may be a variable elsewhere.
+    """
+    if text.endswith("\u00b0") or ("\u00b0" in text and _has_function(text)):
+        return text, ""
+    match = _TRAILING_UNIT.fullmatch(text)
+    if match is None or not is_symbol(match[2], is_constant):
+        return text, ""
+    unit = canonical_unit(match[2])
+    return (match[1], unit) if unit and unit != "%" else (text, "")
+
+
+def _has_function(text: str) -> bool:
+    return bool(re.search(r"\\?(?:sin|cos|tan|cot|sec|csc)", text))
+
+
+def _has_variables(text: str) -> bool:
+    try:
+        return bool(expression.variables(expression.parse(text)))
+    except Unreadable:
+        return True
 
 
 def _all(values: Iterable[bool | None]) -> bool | None:

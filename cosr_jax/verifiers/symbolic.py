@@ -1,149 +1,136 @@
-r"""Equality of two expressions, proved with sympy.  Imported by worker processes only.
+"""Equality of two expressions, proved with sympy.  Imported by worker processes only.
 
-LaTeX is read by latex2sympy2_extended, the parser of Math-Verify, and plain text through ``ast``:
-sympy's own ``parse_expr`` and ``sympify`` evaluate what they are given (sympy issue 10805) and are
-never called.  Math-Verify's ``verify`` is not used either: it rounds, so that it takes 1/2^99 for
-1/2^98 (its issue 14), and its alarm fails in threads (issue 50).  Here a difference must be zero
-exactly: sampling at high precision can only refute equality, never establish it.
+No parser of sympy is ever called: ``expression`` reads the text, and its tree is built here call
+by call.  A difference must be zero exactly: sampling at high precision can only refute equality,
+never establish it (Math-Verify rounds, so that it takes 1/2^99 for 1/2^98; its issue 14).
 """
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import re
-from fractions import Fraction
+from collections.abc import Callable
 from typing import Any
 
 import sympy
-from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 from sympy.core.evalf import PrecisionExhausted
 
+from cosr_jax.verifiers import expression
+from cosr_jax.verifiers.expression import Node, Unreadable
+
+__all__ = ["Unreadable", "parse", "symbolically_equal"]
+
 _DIGITS = 200
-_FUNCTIONS = {
-    "sqrt": sympy.sqrt,
-    "abs": sympy.Abs,
-    "exp": sympy.exp,
-    "log": sympy.log,
+_CONSTANTS = {"pi": sympy.pi, "e": sympy.E, "i": sympy.I, "infinity": sympy.oo}
+_UNKNOWN_BASE = sympy.Symbol("logarithm of the base", positive=True)
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{name: getattr(sympy, name) for name in ("sin", "cos", "tan", "cot", "sec", "csc")},
+    **{name: getattr(sympy, name) for name in ("sinh", "cosh", "tanh", "exp", "factorial", "sqrt")},
+    **{f"arc{name}": getattr(sympy, f"a{name}") for name in ("sin", "cos", "tan", "cot")},
     "ln": sympy.log,
-    "sin": sympy.sin,
-    "cos": sympy.cos,
-    "tan": sympy.tan,
-    "factorial": sympy.factorial,
+    "abs": sympy.Abs,
+    "floor": sympy.floor,
+    "ceil": sympy.ceiling,
+    "binomial": sympy.binomial,
+    "neg": lambda a: -a,
+    "+": lambda a, b: a + b,
+    "*": lambda a, b: a * b,
+    "/": lambda a, b: a / b,
+    "^": lambda a, b: a**b,
 }
-_CONSTANTS = {"pi": sympy.pi}
-_OPERATORS: dict[type, Any] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
-    ast.Pow: lambda a, b: a**b,
-}
-
-
-class Unreadable(ValueError):
-    """A text that is no expression."""
 
 
 def symbolically_equal(given: str, gold: str) -> bool:
-    """Whether two expressions, admitted by ``symbolic_refusal``, are proved to be equal.
+    """Whether two expressions, equations or inequalities are proved to say the same.
 
-    A ``given`` that cannot be read equals nothing; neither does one whose equality cannot be shown.
+    Equations do if their differences of both sides are proportional, inequalities if they are by a
+    positive number.  A ``given`` that cannot be read equals nothing; neither does one whose
+    equality cannot be shown.
 
     Raises:
-      Unreadable: ``gold`` is no expression.
+      Unreadable: ``gold`` cannot be read.
     """
-    b = parse(gold)
+    wanted = _Relation(gold)
     try:
-        a = parse(given)
+        got = _Relation(given)
     except Unreadable:
         return False
-    if isinstance(a, sympy.MatrixBase) and isinstance(b, sympy.MatrixBase):
-        return a.shape == b.shape and all(
-            _is_zero(x - y) for x, y in zip(a.flat(), b.flat(), strict=True)
-        )
-    if isinstance(a, sympy.Rel) and isinstance(b, sympy.Rel):
-        return bool(a.canonical == b.canonical)
-    if not isinstance(a, sympy.Expr) or not isinstance(b, sympy.Expr):
-        return bool(a == b)
-    if a.free_symbols != b.free_symbols and not (a - b).has(sympy.Symbol):
+    if wanted.operator != got.operator:
         return False
-    return a == b or _is_zero(a - b)
+    if not wanted.operator:
+        return _are_equal(got.difference, wanted.difference)
+    return _are_proportional(got.difference, wanted.difference, wanted.operator in ("<", "<="))
 
 
-def parse(text: str) -> Any:
-    """A sympy object from LaTeX or plain notation.
+class _Relation:
+    """``difference operator 0``; the operator is "" for a mere expression."""
+
+    def __init__(self, text: str):
+        sides, operators = expression.split_relations(text)
+        if len(sides) > 2:
+            raise Unreadable(text)
+        values = [parse(side) for side in sides]
+        self.operator = operators[0] if operators else ""
+        if self.operator in (">", ">="):
+            self.operator = self.operator.replace(">", "<")
+            values.reverse()
+        self.difference = values[0] - values[1] if operators else values[0]
+
+
+def parse(text: str) -> sympy.Expr:
+    """A sympy expression from LaTeX or plain notation.
 
     Raises:
-      Unreadable: it is neither, or it holds an undefined value such as 1/0.
+      Unreadable: it is none, too expensive to evaluate, or undefined such as 1/0.
     """
-    try:
-        if re.search(r"[\\{}|!<>=\[\]]", text):
-            # Unlike the default, symbols keep their case, and nothing is mended beforehand.
-            value = latex2sympy(
-                text,
-                normalization_config=None,
-                conversion_config=ConversionConfig(lowercase_symbols=False),
-            )
-        else:
-            value = _from_ast(_python_notation(text))
-        if value is None:
-            raise Unreadable(text)
-        value = value.doit() if hasattr(value, "doit") else value
-    except (MemoryError, Unreadable):
-        raise
-    except Exception as error:  # the parser raises bare Exception on bad input
-        raise Unreadable(f"{text!r}: {type(error).__name__}") from error
-    if hasattr(value, "has") and value.has(sympy.nan, sympy.zoo):
+    tree = expression.parse(text)
+    if reason := expression.refusal(tree):
+        raise Unreadable(f"{text!r}: {reason}")
+    value = _build(tree)
+    if value.has(sympy.nan, sympy.zoo):
         raise Unreadable(f"{text!r} is undefined")
-    return _exact(value)
+    return value
 
 
-def _exact(value: Any) -> Any:
-    """Decimals as the rationals they write: 0.5 is 1/2."""
-    if not hasattr(value, "atoms"):
-        return value
-    floats = value.atoms(sympy.Float)
-    return value.xreplace({f: sympy.Rational(str(f)) for f in floats})
+def _build(node: Node) -> Any:
+    if node.op == "number":
+        return sympy.Rational(node.value)
+    if node.op == "constant":
+        return _CONSTANTS[str(node.value)]
+    if node.op == "variable":
+        return sympy.Symbol(str(node.value))
+    arguments = [_build(argument) for argument in node.args]
+    if node.op == "root":
+        return _root(*arguments)
+    if node.op == "log":
+        base = sympy.log(arguments[1]) if len(arguments) == 2 else _UNKNOWN_BASE
+        return sympy.log(arguments[0]) / base
+    return _FUNCTIONS[node.op](*arguments)
 
 
-def _python_notation(text: str) -> str:
-    """Writes products out: ``2xy(x+1)`` is ``2*x*y*(x+1)``; names of functions stay whole."""
-    tokens = re.findall(r"[A-Za-z]+|[0-9.]+|\*\*|\S", text.replace("^", "**"))
-    written: list[str] = []
-    for token in tokens:
-        is_name = token in _FUNCTIONS or token in _CONSTANTS
-        for part in (token,) if is_name or not token.isalpha() else token:
-            before = written[-1] if written else "*"
-            ends_operand = before[-1].isalnum() or before[-1] in ".)"
-            if ends_operand and before not in _FUNCTIONS and (part[0].isalnum() or part[0] in ".("):
-                written.append("*")
-            written.append(part)
-    return "".join(written)
+def _root(radicand: Any, index: Any) -> Any:
+    """The real root of a negative number where there is one."""
+    if radicand.is_negative and index.is_Integer and index % 2:
+        return -sympy.root(-radicand, index)
+    return sympy.root(radicand, index)
 
 
-def _from_ast(text: str) -> sympy.Expr:
-    def build(node: ast.expr) -> Any:
-        match node:
-            case ast.Constant(value=int() | float()) if not isinstance(node.value, bool):
-                return sympy.Rational(str(Fraction(ast.get_source_segment(text, node) or "")))
-            case ast.Name(id=name) if name in _CONSTANTS:
-                return _CONSTANTS[name]
-            case ast.Name(id=name) if len(name) == 1:
-                return sympy.Symbol(name)
-            case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return -build(operand)
-            case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-                return build(operand)
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                return _OPERATORS[type(op)](build(left), build(right))
-            case ast.Call(func=ast.Name(id=name), args=[argument], keywords=[]) if (
-                name in _FUNCTIONS
-            ):
-                return _FUNCTIONS[name](build(argument))
-        raise Unreadable(text)
+def _are_equal(a: Any, b: Any) -> bool:
+    if a == b:
+        return True
+    if a.has(sympy.oo) or b.has(sympy.oo):
+        return False
+    if a.free_symbols != b.free_symbols and not (a - b).has(sympy.Symbol):
+        return False
+    return _is_zero(a - b)
 
-    return build(ast.parse(text, mode="eval").body)
+
+def _are_proportional(a: Any, b: Any, only_positive: bool) -> bool:
+    if a.free_symbols != b.free_symbols or not b.free_symbols or a.has(sympy.oo):
+        return False
+    factor = sympy.simplify(a / b)
+    if not factor.is_number or factor.is_zero is not False:
+        return False
+    return not only_positive or factor.is_positive is True
 
 
 def _is_zero(difference: sympy.Expr) -> bool:

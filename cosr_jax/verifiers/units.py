@@ -106,3 +106,15 @@ def _canonical_atom(name: str) -> str | None:
     if len(word) < 3 or not word.isalpha() or word in _NOT_UNITS:
         return None
     return word.removesuffix("s")
+
+
+def is_symbol(text: str, is_constant: bool) -> bool:
+    """Whether ``text`` behind an expression can only be a unit.
+
+    Single letters can where ``is_constant``: "m" behind a number, not behind "2x".
+    """
+    unit = canonical_unit(text)
+    if unit is None:
+        return False
+    head = re.split(r"[/^ ]", text.strip())[0]
+    return len(head) > 1 or is_constant

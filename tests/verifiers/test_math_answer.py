@@ -1,4 +1,4 @@
-"""Which answers state the same value: a corpus, the false accepts known elsewhere, and laws."""
+"""Laws of comparing answers; ``test_math_corpus`` has the cases."""
 
 import time
 from fractions import Fraction
@@ -11,210 +11,21 @@ from cosr_jax.verifiers.math_answer import answers_agree, restates, symbolic_ref
 from cosr_jax.verifiers.symbolic import Unreadable, symbolically_equal
 from cosr_jax.verifiers.units import canonical_unit
 
-# (given, gold), decided without sympy.
-EXACTLY_SAME = [
-    ("19", "19"),
-    ("019", "19"),
-    ("+19", "19"),
-    ("19.0", "19"),
-    ("19.", "19"),
-    (".5", "0.5"),
-    ("$19$", "19"),
-    (r"\(19\)", "19"),
-    ("(19)", "19"),
-    ("**19**", "19"),
-    ("\u22123", "-3"),
-    ("- 3", "-3"),
-    ("1,234", "1234"),
-    ("1{,}234", "1234"),
-    (r"1\,234", "1234"),
-    ("12 345", "12345"),
-    ("1,234,567.5", "1234567.5"),
-    ("1/2", "0.5"),
-    (r"\frac{1}{2}", "1/2"),
-    (r"\dfrac{2}{4}", r"\frac12"),
-    (r"-\frac{1}{2}", r"\frac{-1}{2}"),
-    (r"\frac{10}{2}", "5"),
-    (r"1\frac{1}{2}", "3/2"),
-    ("1 1/2", "1.5"),
-    (r"0.\overline{3}", "1/3"),
-    ("50%", "0.5"),
-    (r"50\%", r"\frac{1}{2}"),
-    ("50 percent", "50%"),
-    (r"1.2 \times 10^{3}", "1200"),
-    ("1e3", "1000"),
-    (r"2\cdot10^{-3}", "0.002"),
-    ("350", "350 cm"),
-    ("350 cm", "350 cm"),
-    ("350cm", "350 cm"),
-    ("350 centimeters", "350 cm"),
-    (r"350\text{ cm}", "350"),
-    (r"350\,\mathrm{cm}", "350 cm"),
-    ("9 square meters", r"9\text{ m}^2"),
-    ("60 km per hour", "60 km/h"),
-    ("$18", "18 dollars"),
-    (r"\$18", "18"),
-    ("5 apples", "5"),
-    ("1 apple", "1 apples"),
-    (r"90^\circ", "90 degrees"),
-    ("x = 5", "5"),
-    ("5", "x=5"),
-    ("x=5", "x = 5"),
-    ("1,2,3", "1, 2, 3"),
-    ("1 2 3", "1, 2, 3"),
-    ("[1, 2, 3]", "1, 2, 3"),
-    ("1, 2 and 3", "1, 2, 3"),
-    ("1, 0.5, 3", "1, 1/2, 3"),
-    (r"\{3, 1, 2\}", r"\{1, 2, 3\}"),
-    ("3, 1, 2", r"\{1, 2, 3\}"),
-    ("{2, 1}", "{1, 2}"),
-    ("(1, 2]", "(1, 2]"),
-    (r"\left(1, 2\right)", "(1, 2)"),
-    ("x=1, y=2", "x = 1, y = 2"),
-    ("y=2, x=1", "x = 1, y = 2"),
-    ("x = -3, 9", "-3, 9"),
-    ("Yes", "yes"),
-    (r"\text{Monday}", "Monday"),
-    ("(B)", "B"),
-    ("olleh", "olleh"),
-    (r"\{5\}", r"\{5\}"),
-    (r"\{\sqrt{2}, -\sqrt{2}\}", r"\{-\sqrt{2}, \sqrt{2}\}"),
-]
-
-EXACTLY_DIFFERENT = [
-    ("18", "19"),
-    ("-19", "19"),
-    ("1.9", "19"),
-    ("3, 4", "3"),
-    ("3, 4", "4"),
-    ("x = -3, 9", "9"),
-    ("x = -3, 9", "-3"),
-    ("3", "3, 9"),
-    ("56%", "56"),
-    ("56", "56%"),
-    ("0.333", "1/3"),
-    ("0.3333333333333333", "1/3"),
-    ("1.414", "1.41"),
-    ("12.34", "1234"),
-    ("1,23", "123"),
-    ("1,2345", "12345"),
-    ("350 m", "350 cm"),
-    ("3.5 m", "350 cm"),
-    ("9 m", "9 m^2"),
-    ("5 thousand", "5"),
-    ("5 dozen", "5"),
-    ("5 minus", "5"),
-    ("12+7", "19"),
-    ("12 + 7", "19"),
-    (r"12 \times 7", "84"),
-    ("84/7/1", "12"),
-    ("20-1", "19"),
-    ("18+1", "19"),
-    ("3!", "6"),
-    ("y = 5", "x = 5"),
-    ("1, 3, 2", "1, 2, 3"),
-    (r"\{3, 1, 2\}", "1, 2, 3"),
-    ("1, 2", "1, 2, 3"),
-    ("1, 2, 3, 3", "1, 2, 3"),
-    ("1, 2, 4", r"\{1, 2, 3\}"),
-    ("[1, 2]", "(1, 2)"),
-    ("1, 2", "(1, 2)"),
-    ("(1, 2)", "(1, 2]"),
-    ("(1, 2)", r"\{1, 2\}"),
-    ("hello", "olleh"),
-    ("b", "B"),
-    ("A, B", "A"),
-    ("", "5"),
-    ("5", ""),
-    ("hello + 1", "5"),
-    (r"\{3, 4\}", "3"),
-    (r"\boxed{5}", "5"),
-    (r"x = \boxed{4}", "4"),
-    ("1e999999999", "1"),
-    ("9" * 900, "9"),
-    ("__import__('os').system('true')", "0"),
-    ("().__class__.__bases__", "0"),
-    ("x.y", "0"),
-    ("lambda: 0", "0"),
-    ("'0'", "0"),
-    ("9^9^9^9", "9"),
-    ("2^{99999999}", "2"),
-    ("99999999!", "1"),
-    (r"2^\frac{99999999}{1}", "2"),
-    ("((2^999)^999)^999", "2"),
-    (r"\binom{10000}{5000}", "1"),
-    (r"\frac{1}{2004!}", r"\frac{1}{2006!}"),
-]
-
-SYMBOLICALLY_SAME = [
-    (r"2\sqrt{2}", r"\sqrt{8}"),
-    (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}"),
-    ("sqrt(8)", r"2\sqrt{2}"),
-    (r"\sqrt{16}", "4"),
-    ("2^{10}", "1024"),
-    ("x^2+2x+1", "(x+1)^2"),
-    ("2*x + 1", "1 + 2x"),
-    ("x(x+1)", "x^2 + x"),
-    ("0.5x", r"\frac{x}{2}"),
-    (r"\frac{x^2-1}{x-1}", "x+1"),
-    ("y = 2x + 1", "2x+1"),
-    ("2x+1", "y = 1+2x"),
-    (r"2\pi", r"\pi + \pi"),
-    (r"\sin^2 x + \cos^2 x + x", "1 + x"),
-    ("12 + 7 = 19", "19"),
-    (r"\sqrt{2}, 3", r"\frac{2}{\sqrt{2}}, 3"),
-    (r"\{\sqrt{8}, 1\}", r"\{1, 2\sqrt{2}\}"),
-    ("2xy + sqrt(4)", "2yx + 2"),
-    (r"x > 3", r"3 < x"),
-    (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}", r"\begin{pmatrix}1&2\\3&\frac{8}{2}\end{pmatrix}"),
-    (r"\sqrt{3+2\sqrt{2}}", r"1+\sqrt{2}"),
-]
-
-SYMBOLICALLY_DIFFERENT = [
-    ("3 or 4", "3"),
-    ("1/0", "5"),
-    ("5 or so", "5"),
-    ("5x", "5"),
-    (r"\frac{1}{2^{99}}", r"\frac{1}{2^{98}}"),
-    (r"\frac{1}{204!}", r"\frac{1}{206!}"),
-    ("2.828", r"\sqrt{8}"),
-    ("1.4142135623730951", r"\sqrt{2}"),
-    ("3.14159", r"\pi"),
-    (r"\frac{22}{7}", r"\pi"),
-    (r"\sqrt{2} + 10^{-30}", r"\sqrt{2}"),
-    ("x+1", "x+2"),
-    ("x+1", "y+1"),
-    ("x", "X"),
-    ("18 = 19", "19"),
-    ("12 + 8 = 19", "19"),
-    (r"\sqrt{x^2}", "x"),
-    (r"\frac{x}{0}", "x"),
-    ("x >= 3", "x > 3"),
-    (r"\pm 3x", "3x"),
-    ("x +", "x"),
-    ("x) + (", "x"),
+NEEDS_ALGEBRA = [
+    (r"2\sqrt{2}", r"\sqrt{8}", True),
+    (r"\sqrt{16}", "4", True),
+    ("x^2+2x+1", "(x+1)^2", True),
+    (r"\{\sqrt{8}, 1\}", r"\{1, 2\sqrt{2}\}", True),
+    (r"[\sqrt{8}, 3)", r"[2\sqrt{2}, 3)", True),
+    ("2.828", r"\sqrt{8}", False),
+    ("x+1", "y+1", False),
 ]
 
 
-@pytest.mark.parametrize(("answer", "gold"), EXACTLY_SAME)
-def test_same_value_without_algebra(answer, gold):
-    assert answers_agree(answer, gold) is True
-
-
-@pytest.mark.parametrize(("answer", "gold"), EXACTLY_DIFFERENT)
-def test_different_value_without_algebra(answer, gold):
-    assert answers_agree(answer, gold) is False
-
-
-@pytest.mark.parametrize(("answer", "gold"), SYMBOLICALLY_SAME)
-def test_same_value_by_algebra(answer, gold):
+@pytest.mark.parametrize(("answer", "gold", "agree"), NEEDS_ALGEBRA)
+def test_what_needs_algebra_stays_open_without_it(answer, gold, agree):
     assert answers_agree(answer, gold) is None
-    assert answers_agree(answer, gold, symbolically_equal) is True
-
-
-@pytest.mark.parametrize(("answer", "gold"), SYMBOLICALLY_DIFFERENT)
-def test_different_value_by_algebra(answer, gold):
-    assert answers_agree(answer, gold, symbolically_equal) is False
+    assert answers_agree(answer, gold, symbolically_equal) is agree
 
 
 def test_an_unreadable_gold_is_no_judgement():
