@@ -6,13 +6,17 @@ Two things are different from using the package directly
 * Its item i of seed s is item i - 1 of seed s + 1 for nearly all generators, and small generators
   repeat themselves under any seed.  Here every draw has its own seed from a hash, and the split is
   decided by the hash of the problem's content.
-* Only generators with plain numbers as answers are offered, which the maths verifier compares; the
-  package's own scorers, which pay for answers buried in text, are never asked.
+* Generators with plain numbers as answers make tasks of domain "math", which the maths verifier
+  compares.  Others make tasks of domain "gym", judged by the package's own scorers.  Those pay for
+  answers buried in text, and some for garbage, or run what they are given: only generators whose
+  scorers were found to do nothing of that are offered (in version 0.1.25), and the gym verifier
+  checks them again on every item.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
@@ -21,7 +25,7 @@ from typing import Any
 from cosr_jax.tasks.skills import INSTRUCTION
 from cosr_jax.tasks.splits import SPLITS, Dice, split_of
 from cosr_jax.tasks.suite import check_known
-from cosr_jax.types import NUM_LEVELS, Task, UserError, level_difficulty
+from cosr_jax.types import NUM_LEVELS, ScorerChecks, Task, UserError, level_difficulty
 
 #: Small generators hold few problems; see suite._MAX_TRIES.
 _MAX_TRIES = 500
@@ -62,7 +66,7 @@ def _animals(item: Item) -> str:
 
 
 #: What a generator's problem asks, stripped of wording and of the order that does not matter.
-_CONTENT: dict[str, Callable[[Item], str]] = {
+_NUMBERS: dict[str, Callable[[Item], str]] = {
     "chain_sum": _sum,
     "products": _product,
     "gcd": _numbers,
@@ -74,6 +78,20 @@ _CONTENT: dict[str, Callable[[Item], str]] = {
     "leg_counting": _animals,
     "gsm_symbolic": _question,
 }
+_SCORED: dict[str, Callable[[Item], str]] = dict.fromkeys(
+    (
+        *("ab", "base_conversion", "binary_alternation", "calendar_arithmetic", "cryptarithm"),
+        *("dice", "family_relationships", "list_functions", "manipulate_matrix", "mini_sudoku"),
+        *("palindrome_generation", "path_star", "rotate_matrix", "sentence_reordering"),
+        *("shortest_path", "string_splitting", "string_synthesis", "tower_of_hanoi"),
+        *("word_sequence_reversal", "word_sorting"),
+    ),
+    _question,
+)
+_OFFERED = {"math": _NUMBERS, "gym": _SCORED}
+
+#: Ends every prompt of domain "gym": answers may have many lines, and braces of their own.
+SCORED_INSTRUCTION = "Put the final answer between <answer> and </answer>."
 
 
 class ReasoningGymSource:
@@ -83,20 +101,32 @@ class ReasoningGymSource:
     stopping at its last step.
 
     Args:
-      skills: generators to draw from; empty: all that are offered.
+      skills: generators to draw from; empty: all that the domains offer.
       max_level: hardest level to draw.
+      domains: "math", "gym", or both.
 
     Raises:
-      UserError: reasoning-gym is not installed, a generator is not offered, or no cell is left.
+      UserError: reasoning-gym is not installed, a domain or generator is not offered, or no cell is
+        left.
     """
 
-    def __init__(self, skills: Collection[str] = (), max_level: int = NUM_LEVELS):
+    def __init__(
+        self,
+        skills: Collection[str] = (),
+        max_level: int = NUM_LEVELS,
+        domains: Collection[str] = ("math",),
+    ):
+        if not domains:
+            raise UserError("config.tasks.domains: names no domain", "write e.g. ('math', 'gym')")
+        for domain in domains:
+            check_known(domain, _OFFERED, "config.tasks.domains", "domain of reasoning-gym")
+        self._content = {n: _OFFERED[d][n] for d in domains for n in _OFFERED[d]}
         for skill in skills:
-            check_known(skill, _CONTENT, "config.tasks.skills", "generator offered here")
+            check_known(skill, self._content, "config.tasks.skills", "generator offered here")
         self._gym = _import("reasoning_gym")
         self._factory = _import("reasoning_gym.factory")
         self._settings: dict[str, dict[str, Any]] = {}
-        for name in skills or _CONTENT:
+        for name in skills or self._content:
             for level, settings in self._levels(name).items():
                 if level <= max_level:
                     self._settings[f"{name}/{level}"] = settings
@@ -113,7 +143,8 @@ class ReasoningGymSource:
     def draw(self, cell: str, seed: int, split: str) -> Task:
         """Draws one task; the same arguments and package version always give the same task.
 
-        Items whose answer is not a plain number are passed over, like those of other splits.
+        In domain "math", items whose answer is not a plain number are passed over, like those of
+        other splits.
 
         Raises:
           UserError: there is no such cell, or the cell has no problem in ``split``.
@@ -127,18 +158,13 @@ class ReasoningGymSource:
         for _ in range(_MAX_TRIES):
             far_seed = dice.between(0, 2**31 - 2)
             item = self._gym.create_dataset(name, seed=far_seed, size=1, **self._settings[cell])[0]
-            key = f"{name}:{_CONTENT[name](item)}"
-            if split_of(key) == split and _PLAIN_NUMBER.fullmatch(item["answer"]):
-                return Task(
-                    domain="math",
-                    skill=name,
-                    difficulty=level_difficulty(int(level)),
-                    prompt=f"{item['question'].strip()} {INSTRUCTION}",
-                    answer=item["answer"],
-                    key=key,
-                    solution=f"\\boxed{{{item['answer']}}}",
-                    source="reasoning_gym",
-                )
+            key = f"{name}:{self._content[name](item)}"
+            if split_of(key) != split:
+                continue
+            if name in _SCORED:
+                return _scored_task(item, key, name, int(level))
+            if _PLAIN_NUMBER.fullmatch(item["answer"]):
+                return _number_task(item, key, name, int(level))
         raise UserError(f"cell {cell} has no problem in split {split}", "use another cell")
 
     def _levels(self, name: str) -> dict[int, dict[str, Any]]:
@@ -158,6 +184,34 @@ class ReasoningGymSource:
             config = curriculum.generate_configuration(context=highest)
             levels[level] = {k: v for k, v in vars(config).items() if k not in ("seed", "size")}
         return levels
+
+
+def _number_task(item: Item, key: str, name: str, level: int) -> Task:
+    return Task(
+        domain="math",
+        skill=name,
+        difficulty=level_difficulty(level),
+        prompt=f"{item['question'].strip()} {INSTRUCTION}",
+        answer=item["answer"],
+        key=key,
+        solution=f"\\boxed{{{item['answer']}}}",
+        source="reasoning_gym",
+    )
+
+
+def _scored_task(item: Item, key: str, name: str, level: int) -> Task:
+    needed = {field: item[field] for field in ("question", "answer", "metadata")}
+    return Task(
+        domain="gym",
+        skill=name,
+        difficulty=level_difficulty(level),
+        prompt=f"{item['question'].strip()}\n\n{SCORED_INSTRUCTION}",
+        answer="",
+        key=key,
+        solution=f"<answer>{item['answer']}</answer>",
+        source="reasoning_gym",
+        checks=ScorerChecks(name, json.dumps(needed)),
+    )
 
 
 def _import(name: str) -> ModuleType:

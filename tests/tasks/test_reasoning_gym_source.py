@@ -1,6 +1,7 @@
 import dataclasses
 import enum
 import itertools
+import json
 import random
 import sys
 import types
@@ -13,7 +14,7 @@ from cosr_jax.tasks import make_source
 from cosr_jax.tasks.probes import build_probes
 from cosr_jax.tasks.reasoning_gym_source import ReasoningGymSource
 from cosr_jax.tasks.splits import SPLITS, split_of
-from cosr_jax.types import UserError
+from cosr_jax.types import Task, UserError
 
 
 @dataclasses.dataclass
@@ -65,10 +66,20 @@ def gsm_symbolic(rng):
     return f"How many are {number}? ", answer, {}
 
 
+def word_sorting(rng):
+    words = [rng.choice("abcdefgh") * 3 for _ in range(4)]
+    metadata = {"words": words, "difficulty": {"count": (4, 4)}}
+    return f"Sort: {', '.join(words)}", ", ".join(sorted(words)), metadata
+
+
 @pytest.fixture
 def gym(monkeypatch):
     """A stand-in for the package; counts the seeds it is asked for."""
-    makers = {"chain_sum": chain_sum, "gsm_symbolic": gsm_symbolic}
+    makers = {
+        "chain_sum": chain_sum,
+        "gsm_symbolic": gsm_symbolic,
+        "word_sorting": word_sorting,
+    }
     seeds = []
 
     def create_dataset(name, *, seed, size, **settings):
@@ -205,11 +216,41 @@ def test_a_package_broken_inside_is_not_called_missing(monkeypatch):
         ReasoningGymSource(("chain_sum",))
 
 
+def test_scored_generators_bring_their_item(gym):
+    source = ReasoningGymSource(domains=("gym",), skills=("word_sorting",))
+    for seed in range(20):
+        task = source.draw("word_sorting/3", seed, "train")
+        item = json.loads(task.checks.item)
+        assert (task.domain, task.checks.generator) == ("gym", "word_sorting")
+        assert item["answer"] == ", ".join(sorted(item["metadata"]["words"]))
+        assert task.solution == f"<answer>{item['answer']}</answer>"
+        assert task.prompt.endswith("\n\nPut the final answer between <answer> and </answer>.")
+        assert split_of(task.key) == "train"
+        assert Task.from_dict(json.loads(json.dumps(task.to_dict()))) == task
+
+
+@pytest.mark.parametrize(
+    ("domains", "skills", "words"),
+    [
+        (("maths",), (), "did you mean math?"),
+        ((), (), "names no domain"),
+        (("math",), ("word_sorting",), "generator offered here"),
+        (("gym",), ("chain_sum",), "generator offered here"),
+    ],
+)
+def test_domains_limit_the_generators(gym, domains, skills, words):
+    with pytest.raises(UserError) as error:
+        ReasoningGymSource(skills, domains=domains)
+    assert words in str(error.value)
+
+
 @pytest.mark.slow
 def test_every_offered_generator_works_in_the_real_package():
-    source = ReasoningGymSource()
+    source = ReasoningGymSource(domains=("math", "gym"))
     cells = source.cells()
-    assert {"chain_sum/5", "gcd/4", "gsm_symbolic/3", "leg_counting/5"} <= set(cells)
+    assert {"chain_sum/5", "gcd/4", "gsm_symbolic/3", "leg_counting/5", "word_sorting/5"} <= set(
+        cells
+    )
     for cell in cells:
         for split in SPLITS:
             for seed in range(3):
