@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -489,10 +490,14 @@ class Session:
         client, clock = self._client, self._client._clock
         breaker = client.breakers[endpoint.name]
         reserved = await self._reserve(endpoint, asked, call)
-        permit = breaker.admit(clock.now())
-        if permit is None:
+        try:
+            while (permit := breaker.admit(clock.now())) is None and breaker.is_probing:
+                await self._within(call, self._settled.wait())  # the probe speaks for all
+            if permit is None:
+                raise _ours("breaker_open", "the server failed too often")
+        except BaseException:
             self._settle(reserved, Charge(), call)
-            raise _ours("breaker_open", "the server failed too often")
+            raise
         call.attempts += 1
         client._count("attempts")
         is_healthy: bool | None = None
@@ -609,16 +614,14 @@ def _check_presence(reply: Reply) -> None:
     )
 
 
+class _Threads(concurrent.futures.ThreadPoolExecutor):
+    """Threads that nobody waits for: one stuck in a DNS lookup must not hold a call."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
+
+
 def _run(work: Coroutine[Any, Any, list[Reply | CallError]]) -> list[Reply | CallError]:
-    """``asyncio.run`` without waiting for threads: one stuck in a DNS lookup must not hold us."""
-    loop = asyncio.new_event_loop()
-    try:
-        return loop.run_until_complete(work)
-    finally:
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            loop.run_until_complete(asyncio.wait(tasks))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
+    with asyncio.Runner() as runner:  # it turns an interrupt into a cancellation
+        runner.get_loop().set_default_executor(_Threads())
+        return runner.run(work)

@@ -52,7 +52,7 @@ class CuratorLlmConfig:
     dollars_per_run: float = setting(0.0, "money in a run; 0: no limit", low=0.0)
     dollars_per_round: float = setting(0.0, "money in a round; 0: no limit", low=0.0)
     prompt_tokens: int = setting(
-        12_000, "longest prompt; examples are left out until it fits", low=1_000
+        12_000, "longest prompt; examples are left out until it fits", low=4_000
     )
     temperature: float = setting(1.0, "sampling temperature", low=0.0, high=2.0)
     top_p: float = setting(1.0, "nucleus; 1 is off", above=0.0, high=1.0)

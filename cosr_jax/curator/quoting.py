@@ -17,19 +17,25 @@ _CONTROL = re.compile(
     re.IGNORECASE,
 )
 
+#: Characters that hide text from people but not from models (tags), or reorder it (bidi controls).
+_HIDDEN = re.compile("[\U000e0000-\U000e007f\u202a-\u202e\u2066-\u2069]")
+
 
 def defused(text: str) -> str:
-    """``text`` with a space inside whatever looks like a control token of a chat template."""
+    """``text`` as valid Unicode, with a space inside whatever looks like a control token.
+
+    Characters that would hide or reorder what stands around them become U+FFFD.
+    """
+    text = _HIDDEN.sub("\N{REPLACEMENT CHARACTER}", text.encode("utf-8", "replace").decode())
     return _CONTROL.sub(lambda match: match[0] + " ", text)
 
 
 def quoted(text: str, limit: int) -> str:
-    """Student text for a prompt: defused, at most ``limit`` characters, valid Unicode.
+    """Student text for a prompt: at most about ``limit`` characters of it, defused.
 
     Of a longer text the beginning and the end stay, with the number of characters left out between
     them: the beginning shows how the student set out, the end holds its answer.
     """
-    text = text.encode("utf-8", "replace").decode()
     if len(text) > limit:
         head = limit // 3
         tail = limit - head

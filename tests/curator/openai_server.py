@@ -68,8 +68,8 @@ class OpenAiServer(socketserver.ThreadingTCPServer):
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, otherwise: Act | None = None):
-        super().__init__(("127.0.0.1", 0), Exchange)
+    def __init__(self, otherwise: Act | None = None, port: int = 0):
+        super().__init__(("127.0.0.1", port), Exchange)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
         self.otherwise = otherwise or answer('{"weaknesses": []}')
         self.stopped = threading.Event()
