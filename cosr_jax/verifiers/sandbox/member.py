@@ -7,7 +7,6 @@ import mmap
 import os
 import resource
 import signal
-import sys
 from collections.abc import Callable
 from typing import NoReturn, Protocol
 
@@ -93,26 +92,21 @@ class Nursery:
         code = 1
         try:
             try:
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 os.dup2(0, 2)
                 self._isolation.enter(place)
                 _keep_only(fds)
-                argument = _read_all(fds[0])
-                os.close(fds[0])
+                argument = b""
+                if order.argument_size:
+                    argument = _read(fds[0], order.argument_size)
+                    os.close(fds.pop(0))
                 _limit(order, memory, self._isolation.max_tasks)
                 linux.drop_capabilities()
-                linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
                 pid = os.getpid()
-                is_first = pid == 1
-                own = (
-                    self._filter_of_first
-                    if is_first
-                    else seccomp.Filter(seccomp.member_program(pid))
-                )
-                own.put_on()
-                if "random" in sys.modules:
-                    sys.modules["random"].seed(0)  # its own hook seeded it from the machine
+                if pid == 1:  # of its own PID namespace, which ends with the server's
+                    self._filter_of_first.put_on()
+                else:
+                    linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+                    seccomp.Filter(seccomp.member_program(pid)).put_on()
             except BaseException as error:
                 text = f"{type(error).__name__}: {error}".encode()[: MARK - 1]
                 self._marks[place * MARK + 1 : place * MARK + 1 + len(text)] = text
@@ -121,7 +115,7 @@ class Nursery:
             self._marks.close()
             gc.enable()
             try:
-                entry(fds[1:], argument)
+                entry(fds, argument)
                 code = 0
             except MemoryError:
                 code = OUT_OF_MEMORY
@@ -140,13 +134,22 @@ def _keep_only(fds: list[int]) -> None:
     os.closerange(start, 1 << 20)
 
 
-def _read_all(fd: int) -> bytes:
-    parts = []
-    at = 0
-    while part := os.pread(fd, 1 << 20, at):
-        parts.append(part)
-        at += len(part)
-    return b"".join(parts)
+def _read(fd: int, size: int) -> bytes:
+    data = os.pread(fd, size, 0)
+    while len(data) < size:
+        data += os.pread(fd, size - len(data), len(data))
+    return data
+
+
+def limit_forks() -> None:
+    """In the server: the limits that do not depend on the case, which its forks inherit."""
+    for kind, value in (
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+        (resource.RLIMIT_SIGPENDING, 64),
+    ):
+        resource.setrlimit(kind, (value, value))
 
 
 def _limit(order: wire.Order, memory: tuple[int, int], max_tasks: int | None) -> None:
@@ -158,10 +161,7 @@ def _limit(order: wire.Order, memory: tuple[int, int], max_tasks: int | None) ->
         (resource.RLIMIT_CPU, order.cpu_s),
         (resource.RLIMIT_FSIZE, order.file_mb * MIB),
         (resource.RLIMIT_NOFILE, _MAX_FDS),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_MEMLOCK, 0),
-        (resource.RLIMIT_MSGQUEUE, 0),
-        (resource.RLIMIT_SIGPENDING, 64),
-        *([] if max_tasks is None else [(resource.RLIMIT_NPROC, max_tasks)]),
     ):
         resource.setrlimit(kind, (value, value))
+    if max_tasks is not None:
+        resource.setrlimit(resource.RLIMIT_NPROC, (max_tasks, max_tasks))

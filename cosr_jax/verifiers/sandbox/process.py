@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -188,6 +189,7 @@ class ServerProcess:
         except OSError as error:
             self._remove_base()
             raise SandboxError(f"{error}") from error
+        assert self._sock is not None
         self._reader = wire.Reader(self._sock)
         loop.add_reader(self._sock, self._read)
         try:
@@ -246,7 +248,8 @@ class ServerProcess:
         orders = [
             wire.Order(
                 m.entry,
-                1 + len(m.fds),
+                bool(m.argument) + len(m.fds),
+                len(m.argument),
                 m.limits.memory_mb,
                 m.limits.file_mb,
                 _cpu_seconds(m.limits),
@@ -259,8 +262,10 @@ class ServerProcess:
         try:
             fds: list[int] = []
             for m in members:
-                arguments.append(_in_memory(m.argument))
-                fds += (arguments[-1], *m.fds)
+                if m.argument:
+                    arguments.append(_in_memory(m.argument))
+                    fds.append(arguments[-1])
+                fds += m.fds
             if len(fds) > wire.MAX_FDS:
                 raise ValueError(f"{len(fds)} descriptors in one case, at most {wire.MAX_FDS}")
             case = Case(self, number, len(members))
@@ -393,8 +398,6 @@ class ServerProcess:
 
 def _await_end(pidfd: int) -> None:
     """Blocks for the few milliseconds that a killed process and its namespace take to end."""
-    import select
-
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)
     poll.poll(1000 * _CLOSE_S)

@@ -52,8 +52,8 @@ _ATTRIBUTES = "chmod fchmod fchmodat utime utimes utimensat futimesat".split()
 
 #: Left to the server, taken from its members.
 _SERVER_ONLY = """
-    sendmsg recvmsg seccomp unshare setns mount umount2 chroot capset
-    landlock_create_ruleset landlock_add_rule landlock_restrict_self
+    sendmsg recvmsg pidfd_open seccomp unshare setns mount umount2 chroot
+    capset landlock_create_ruleset landlock_add_rule landlock_restrict_self
 """.split()
 
 _TERMINAL_QUERIES = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)  # TCGETS ... FIOCLEX

@@ -35,6 +35,7 @@ _SINGLE_THREADED = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"
 
 @dataclasses.dataclass
 class _Running:
+    pid: int
     case: int
     index: int
     place: int
@@ -62,25 +63,21 @@ class Server:
         self._nursery = member.Nursery(isolation, self._marks, statm)
         self._free = list(range(_PLACES))  # a heap: few places are used again and again
         self._entries: dict[str, member.Entry] = {}
+        self._poll = select.poll()
+        # By pidfd.  A handler of SIGCHLD would do as well, but each member would have to undo it.
         self._running: dict[int, _Running] = {}
-        self._cases: dict[int, set[int]] = {}  # pids of each case
+        self._cases: dict[int, set[int]] = {}  # pidfds of each case
 
     def run(self, pid: int) -> None:
         """Serves until the host goes away; ``pid`` is this process's number on the machine."""
-        wake, wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # a handler, else nothing is woken
-        signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
         self._sock.setblocking(False)
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        poll.register(wake, select.POLLIN)
+        self._poll.register(self._sock, select.POLLIN)
         self._send(wire.READY, pid)
         while True:
             is_watching = self._isolation.is_watched and self._running
-            for fd, _ in poll.poll(_WATCH_MS if is_watching else None):
-                if fd == wake:
-                    os.read(wake, 4096)
-                    self._reap()
+            for fd, _ in self._poll.poll(_WATCH_MS if is_watching else None):
+                if fd in self._running:
+                    self._reap(fd)
                     continue
                 try:
                     for frame in self._reader.frames():
@@ -123,8 +120,10 @@ class Server:
             if pid == 0:
                 self._nursery.run(entry, own, order, place, memory)
             heapq.heappop(self._free)
-            self._running[pid] = _Running(frame.case, index, place, order)
-            self._cases.setdefault(frame.case, set()).add(pid)
+            pidfd = os.pidfd_open(pid)
+            self._running[pidfd] = _Running(pid, frame.case, index, place, order)
+            self._cases.setdefault(frame.case, set()).add(pidfd)
+            self._poll.register(pidfd, select.POLLIN)
 
     def _entry(self, name: str) -> member.Entry:
         if name not in self._entries:
@@ -135,45 +134,45 @@ class Server:
         return self._entries[name]
 
     def _kill(self, case: int) -> None:
-        for pid in self._cases.get(case, ()):
-            self._running[pid].is_killed = True
-            os.kill(pid, signal.SIGKILL)
+        for pidfd in self._cases.get(case, ()):
+            running = self._running[pidfd]
+            running.is_killed = True
+            os.kill(running.pid, signal.SIGKILL)
 
     def _watch(self) -> None:
-        for pid, running in self._running.items():
+        for running in self._running.values():
             if self._isolation.is_over(running.place, running.order.file_mb):
                 running.limit = wire.FILE_LIMIT
-                os.kill(pid, signal.SIGKILL)
+                os.kill(running.pid, signal.SIGKILL)
 
-    def _reap(self) -> None:
-        while self._running:
-            pid, status, usage = os.wait4(-1, os.WNOHANG)
-            if pid == 0:
-                return
-            running = self._running.pop(pid)
-            case = running.case
-            self._isolation.clean(running.place)
-            heapq.heappush(self._free, running.place)
-            mark = self._marks[running.place * member.MARK : (running.place + 1) * member.MARK]
-            if mark[0] or running.is_killed:
-                cpu_s = usage.ru_utime + usage.ru_stime
-                limit = running.limit or _limit(running, status, cpu_s, usage.ru_maxrss)
-                self._send(wire.EXITED, case, wire.EXIT.pack(running.index, status, cpu_s, limit))
-            else:
-                text = mark[1:].rstrip(b"\0") or b"it died"
-                self._send(wire.FAILED, case, b"a member was not isolated: " + text)
-            pids = self._cases[case]
-            pids.discard(pid)
-            if not pids:
-                del self._cases[case]
-                self._send(wire.GONE, case)
+    def _reap(self, pidfd: int) -> None:
+        running = self._running.pop(pidfd)
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        _, status, usage = os.wait4(running.pid, 0)
+        self._isolation.clean(running.place)
+        heapq.heappush(self._free, running.place)
+        case = running.case
+        mark = self._marks[running.place * member.MARK : (running.place + 1) * member.MARK]
+        if mark[0] or running.is_killed:
+            cpu_s = usage.ru_utime + usage.ru_stime
+            limit = running.limit or _limit(running, status, cpu_s, usage.ru_maxrss)
+            self._send(wire.EXITED, case, wire.EXIT.pack(running.index, status, cpu_s, limit))
+        else:
+            text = mark[1:].rstrip(b"\0") or b"it died"
+            self._send(wire.FAILED, case, b"a member was not isolated: " + text)
+        pidfds = self._cases[case]
+        pidfds.discard(pidfd)
+        if not pidfds:
+            del self._cases[case]
+            self._send(wire.GONE, case)
 
     def _end(self) -> None:
-        for pid in self._running:
-            os.kill(pid, signal.SIGKILL)
-        while self._running:
-            pid, _ = os.wait()
-            self._isolation.clean(self._running.pop(pid).place)
+        for case in list(self._cases):
+            self._kill(case)
+        for running in self._running.values():
+            os.waitpid(running.pid, 0)
+            self._isolation.clean(running.place)
         self._isolation.close()
 
     def _send(self, kind: int, case: int, body: bytes = b"") -> None:
@@ -221,17 +220,28 @@ def _isolate(boot: dict, proc: int, sock: socket.socket) -> member.Isolation:
 
 def _warm_up(preload: list[str], optional: list[str]) -> None:
     os.environ.update({name: "1" for name in _SINGLE_THREADED})
+    _import_random()
     for name in preload:
         importlib.import_module(name)
     for name in optional:
         if importlib.util.find_spec(name):
             importlib.import_module(name)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(0)
     site.setquit()  # exit() and quit(), which an interpreter started without site lacks
     linux.limit_arenas()
     sys.argv[:] = [""]
     os.environ.clear()
+
+
+def _import_random() -> None:
+    """Every member draws the same numbers, so that the same program gets the same verdict.
+
+    The module would seed itself anew in every fork; its hook is left out while it is imported.
+    """
+    hook, os.register_at_fork = os.register_at_fork, lambda **_: None
+    try:
+        importlib.import_module("random").seed(0)
+    finally:
+        os.register_at_fork = hook
 
 
 def main() -> None:
@@ -251,6 +261,7 @@ def main() -> None:
         os.close(proc)
         server = Server(sock, isolation, statm)
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
+        member.limit_forks()
         seccomp.Filter(seccomp.server_program(isolation.may_change_attributes)).put_on()
         gc.collect()
         gc.freeze()

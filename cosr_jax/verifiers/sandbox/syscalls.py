@@ -177,6 +177,7 @@ _NUMBERS: dict[str, tuple[int, int | None]] = {
     "prctl": (157, 167),
     "sendmsg": (46, 211),
     "recvmsg": (47, 212),
+    "pidfd_open": (434, 434),
     "seccomp": (317, 277),
     "unshare": (272, 97),
     "setns": (308, 268),

@@ -41,7 +41,8 @@ class Order:
     """What the server must know to fork one member."""
 
     entry: str
-    num_fds: int  # the first holds the argument
+    num_fds: int  # the first holds the argument, if that is not empty
+    argument_size: int  # bytes
     memory_mb: int
     file_mb: int
     cpu_s: int
