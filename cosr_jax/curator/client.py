@@ -431,10 +431,11 @@ class Session:
                 return reply
             client._count(f"reasked/{complaint.kind}")
             call.trail.append(f"{endpoint.name}: rejected, {complaint.kind}")
-            if reasks == self._config.max_reasks or tries >= self._config.max_attempts:
+            is_last = reasks == self._config.max_reasks or tries >= self._config.max_attempts
+            if is_last or reply.finish_reason == "length":  # cut again if asked again
                 raise Failure(complaint.kind, "rejected", complaint.detail, is_retryable=False)
             reasks += 1
-            answer = defused((reply.content or "")[:_REJECTED_SHOWN])
+            answer = defused((reply.content or reply.refusal or "")[:_REJECTED_SHOWN])
             asked = asked.reasked(answer, complaint.detail)
 
     def _note(self, endpoint: Endpoint, failure: Failure, call: _Call) -> None:

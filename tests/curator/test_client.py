@@ -245,6 +245,18 @@ def test_a_model_is_asked_again_twice_at_most(server):
     assert client.stats()["reasked/schema"] == 3
 
 
+def test_a_cut_answer_that_is_rejected_is_not_asked_for_a_third_time(server):
+    server.otherwise = answer("x", finish_reason="length")
+    failure = outcome(make_client(server.url), accept=must_be_long)
+    assert (failure.reason, failure.attempts) == ("rejected", 2)
+
+
+def test_a_refusal_that_is_rejected_is_quoted(server):
+    server.play(answer(None, refusal="I had rather not"))
+    assert outcome(make_client(server.url), accept=must_be_long).content == GOOD
+    assert server.requests[1]["messages"][2]["content"] == "I had rather not"
+
+
 def test_what_one_model_gets_wrong_the_next_may_get_right(server, second):
     server.otherwise = answer("bad")
     reply = outcome(make_client(server.url, second.url), accept=must_be_long)
