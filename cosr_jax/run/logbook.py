@@ -83,10 +83,7 @@ class Logbook:
         }
         values |= sample_metrics(groups) if groups else {}
         values |= {f"perf/{name}": value for name, value in timing.items()}
-        values |= {
-            f"perf/verifier_{name}": verifier_stats[name]
-            for name in ("latency_p50_s", "latency_p95_s")
-        }
+        values |= pool_metrics(verifier_stats)
         self._write(state.step, values)
         if groups:
             self._samples.record(state.step, state.round + 1, groups, _PROVENANCE)
@@ -136,6 +133,20 @@ class Logbook:
     def _write(self, step: int, values: Mapping[str, float | None]) -> None:
         self._history.record(step, values)
         self._board.scalars(step, values)
+
+
+def pool_metrics(stats: Mapping[str, Any]) -> dict[str, float | None]:
+    """The verifier's figures since the session's start, as it tells them (``VerifierPool.stats``).
+
+    Counts of verdicts are by domain and category, e.g. verifier/pool/code/timeout.
+    """
+    names = ("queue_peak", "latency_p50_s", "latency_p95_s", "retries", "errors", "restarts")
+    counts = {
+        f"verifier/pool/{domain}/{category}": count
+        for domain, categories in sorted(stats["by_domain"].items())
+        for category, count in sorted(categories.items())
+    }
+    return {f"verifier/pool/{name}": stats[name] for name in names} | counts
 
 
 def sample_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float | None]:

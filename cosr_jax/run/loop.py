@@ -16,7 +16,7 @@ import dataclasses
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,14 @@ from cosr_jax.run.workdir import Workdir, open_workdir
 from cosr_jax.tasks.probes import ProbeSet
 from cosr_jax.train.batching import TrainBatch, grpo_batch, sft_batch
 from cosr_jax.train.step import TrainState, init_state
-from cosr_jax.types import CellEvidence, Diagnosis, Outcome, Plan, RolloutGroup, Task, UserError
+from cosr_jax.types import CellEvidence, Diagnosis, Plan, RolloutGroup, Task, UserError
+from cosr_jax.verifiers.canaries import CanaryWatch
 
 #: GRPO steps of a round before its share of informative groups may end it.
 _STEPS_BEFORE_GATE = 2
+
+#: A domain with fewer ERROR verdicts does not stop the run: their share would say nothing.
+_FEW_ERRORS = 3
 
 
 def train(
@@ -98,6 +102,9 @@ class Run:
     ):
         self.config, self.files, self.rooms, self.school = config, files, rooms, school
         self.store, self.progress = store, progress
+        self.watch = CanaryWatch(
+            rooms.verifier, config.verifier.canary_every, config.verifier.accept, files.samples
+        )
         self.state = LoopState()
         self.arrays = init_state(copy_state(rooms.student.lora), config.train, rooms.mesh)
         self._saved_step = -1
@@ -132,7 +139,7 @@ class Run:
         for probe in (*self.school.tests, self.school.validation):
             self.progress.phase(f"measuring the student on {probe.name} ({len(probe.tasks)} tasks)")
             results.append(self.measure(probe))
-            self.check_verifier(results[-1].judged, f"{probe.name} tasks")
+            self.check_verifier(judged_by_domain(probe, results[-1]), f"{probe.name} tasks")
             if self._verifier_failed:
                 raise UserError(
                     self.state.reason, "see cosr doctor, then run the same command again"
@@ -176,13 +183,14 @@ class Run:
                 task = self.school.source.draw(cell, int(rng.integers(2**31)), "train")
                 tasks.setdefault(task.key, task)
         groups = self.sample(list(tasks.values()), seed)
-        judged = [v.outcome is not Outcome.ERROR for group in groups for v in group.verdicts]
-        self.check_verifier(judged, "samples for the diagnosis")
+        tally = RoundTally()
+        tally.count(groups)
+        self.check_verifier(tally.by_domain, "samples for the diagnosis")
         return count_evidence(groups, config.verifier.accept)
 
     def take_step(self, plan: Plan) -> None:
         """One batch and its optimizer step(s), logged."""
-        state, started = self.state, time.monotonic()
+        state, started, judge_s = self.state, time.monotonic(), self.watch.seconds
         groups: list[RolloutGroup] = []
         metrics: dict[str, float] = {}
         if plan.algorithm == "grpo":
@@ -197,7 +205,11 @@ class Run:
         if metrics and groups:
             state.tally.entropy = metrics["entropy"]
             state.tally.updates_on_samples += 1
-        timing = {"rollout_s": rollout_s, "step_s": time.monotonic() - started}
+        timing = {
+            "rollout_s": rollout_s,
+            "judge_s": self.watch.seconds - judge_s,
+            "step_s": time.monotonic() - started,
+        }
         row = self.logbook.step(state, plan, groups, metrics, timing, self.rooms.verifier.stats())
         self.progress.step(row)
         self.stop_on_trouble(metrics)
@@ -279,7 +291,7 @@ class Run:
             )
         self.progress.phase("measuring the student on the validation tasks")
         result = self.measure(self.school.validation)
-        self.check_verifier(result.judged, "validation tasks")
+        self.check_verifier(judged_by_domain(self.school.validation, result), "validation tasks")
         if self._verifier_failed:
             return
         state.round += 1
@@ -321,26 +333,33 @@ class Run:
                 f"{int(metrics['nonfinite'])} updates in a row were not finite; "
                 "lower config.train.learning_rate"
             )
-        self.check_verifier(
-            [False] * state.tally.errors + [True] * (state.tally.samples - state.tally.errors),
-            "samples of the round",
-        )
+        self.check_verifier(state.tally.by_domain, "samples of the round")
 
-    def check_verifier(self, judged: Sequence[bool], what: str) -> None:
-        """Ends the run when too many verdicts are missing.
+    def check_verifier(self, counts: Mapping[str, Sequence[int]], what: str) -> None:
+        """Ends the run when too many verdicts are missing, of all or of one domain.
 
         Unlike every other end this one is not saved: it says nothing about the student, so the same
         command tries again from the last checkpoint.
+
+        Args:
+          counts: by domain, how many verdicts there should be and how many are missing.
+          what: was judged, for the reason.
         """
         limit = self.config.verifier.max_error_rate
-        share = 1 - sum(judged) / len(judged) if judged else 0.0
-        if share > limit:
-            self._verifier_failed = True
-            self.state.status = "stopped"
-            self.state.reason = (
-                f"the verifier could not judge {share:.0%} of the {what} "
-                f"(config.verifier.max_error_rate is {limit:.0%})"
-            )
+        wanted, missing = (sum(count[i] for count in counts.values()) for i in (0, 1))
+        shares = {what: missing / max(1, wanted)}
+        for domain, (wanted, missing) in counts.items():
+            if missing >= _FEW_ERRORS:
+                shares[f"{what} in {domain}"] = missing / wanted
+        for name, share in shares.items():
+            if share > limit:
+                self._verifier_failed = True
+                self.state.status = "stopped"
+                self.state.reason = (
+                    f"the verifier could not judge {share:.0%} of the {name} "
+                    f"(config.verifier.max_error_rate is {limit:.0%})"
+                )
+                return
 
     def report(self, arguments: tuple[str, ...]) -> RunReport:
         """Measures the best checkpoint on the test suites and writes the report."""
@@ -361,7 +380,7 @@ class Run:
         """Greedy answers to every task of ``probe``, judged."""
         rooms = self.rooms
         limit = self.config.eval.max_new_tokens
-        result = measure(probe.tasks, rooms.engine, rooms.chat, rooms.verifier, limit)
+        result = measure(probe.tasks, rooms.engine, rooms.chat, self.watch, limit)
         self.state.generated_tokens += result.generated_tokens
         return result
 
@@ -374,7 +393,7 @@ class Run:
             self.school.sampling,
             rooms.engine,
             rooms.chat,
-            rooms.verifier,
+            self.watch,
             seed,
         )
         self.state.generated_tokens += sum(len(c.token_ids) for g in groups for c in g.completions)
@@ -444,3 +463,13 @@ def merge_evidence(evidence: list[CellEvidence]) -> list[CellEvidence]:
     for item in evidence:
         totals[item.cell] = totals[item.cell] + item if item.cell in totals else item
     return [totals[cell] for cell in sorted(totals)]
+
+
+def judged_by_domain(probe: ProbeSet, result: ProbeResult) -> dict[str, list[int]]:
+    """By domain, how many verdicts there should be and how many are missing."""
+    counts: dict[str, list[int]] = {}
+    for task, is_judged in zip(probe.tasks, result.judged, strict=True):
+        count = counts.setdefault(task.domain, [0, 0])
+        count[0] += 1
+        count[1] += not is_judged
+    return counts

@@ -2,8 +2,8 @@
 
 Namespaces are train/ reward/ completions/ curriculum/ verifier/ eval/ perf/; leaf names are those
 of TRL's GRPOTrainer where the meaning is the same (frac_reward_zero_std, clipped_ratio,
-clip_ratio/*, kl, entropy).  Only perf/ may hold wall-clock measurements, so that everything else
-can be compared bit for bit between runs.
+clip_ratio/*, kl, entropy).  Only perf/ and verifier/pool/ may hold what the machine measured, so
+that everything else can be compared bit for bit between runs.
 """
 
 from __future__ import annotations
@@ -237,8 +237,9 @@ class MetricsHistory(JsonLinesLog):
 
 
 def deterministic(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the history without its wall-clock values."""
-    return {name: value for name, value in row.items() if not name.startswith("perf/")}
+    """A row of the history without what the machine measured."""
+    measured = ("perf/", "verifier/pool/")
+    return {name: value for name, value in row.items() if not name.startswith(measured)}
 
 
 class SampleLog(JsonLinesLog):
@@ -274,15 +275,14 @@ class SampleLog(JsonLinesLog):
                         "method": verdict.method,
                         "value_correct": verdict.value_correct,
                         "detail": verdict.detail,
+                        "task": group.task.to_dict(),
                         "provenance": provenance,
                     }
                 )
 
 
 def _as_json(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, str)):
-        return value
-    if isinstance(value, int):
+    if value is None or isinstance(value, (bool, int, str, dict)):
         return value
     number = float(value)  # also NumPy and JAX scalars
     return number if math.isfinite(number) else None

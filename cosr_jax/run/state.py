@@ -23,14 +23,20 @@ class RoundTally:
     truncated: int = 0  # samples cut by the length limit
     entropy: float = 0.0  # of the round's last update on samples, in nats per token
     updates_on_samples: int = 0
+    #: By domain: samples, and those of them that the verifier could not judge.
+    by_domain: dict[str, list[int]] = dataclasses.field(default_factory=dict)
 
     def count(self, groups: Sequence[RolloutGroup]) -> None:
         """Adds one step's judged groups."""
         self.groups += len(groups)
         self.informative_groups += sum(group.is_informative for group in groups)
         for group in groups:
+            errors = sum(v.outcome is Outcome.ERROR for v in group.verdicts)
             self.samples += len(group.completions)
-            self.errors += sum(v.outcome is Outcome.ERROR for v in group.verdicts)
+            self.errors += errors
+            of_domain = self.by_domain.setdefault(group.task.domain, [0, 0])
+            of_domain[0] += len(group.completions)
+            of_domain[1] += errors
             self.truncated += sum(c.finish_reason == "length" for c in group.completions)
 
     def share(self, part: int, whole: int) -> float | None:

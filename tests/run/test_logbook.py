@@ -16,7 +16,15 @@ from cosr_jax.types import CATEGORIES, Completion, Outcome, Plan, RolloutGroup, 
 
 CONFIG = RunConfig()
 PLAN = Plan("reinforce", "grpo", (("a/1", 0.75), ("b/2", 0.25)), 4, 0.125, 0.5, "c", "a/1 mixed")
-STATS = {"latency_p50_s": 0.25, "latency_p95_s": 0.5, "restarts": 0}
+STATS = {
+    "by_domain": {"math": {"pass": 5, "timeout": 2}},
+    "queue_peak": 9,
+    "latency_p50_s": 0.25,
+    "latency_p95_s": 0.5,
+    "retries": 3,
+    "errors": 0,
+    "restarts": 1,
+}
 TIMING = {"rollout_s": 1.5, "step_s": 2.0}
 PASSED = Verdict(Outcome.PASS, 1.0, answer="7", method="boxed", value_correct=True)
 BARE = Verdict(Outcome.FAIL, 0.0, "no_answer", value_correct=True)
@@ -69,6 +77,8 @@ def finished_report():
         skills={},
         cells={},
         categories={},
+        domains={},
+        domain_categories={},
     )
     return RunReport("completed", "", 0, 9, 1, 1.0, 10, {}, "h", (suite,))
 
@@ -121,7 +131,8 @@ def test_everything_is_written_under_its_namespace(files):
         *("train/loss", "train/kl", "reward/mean", "reward/frac_reward_zero_std"),
         *("completions/mean_length", "verifier/error_rate", "verifier/wrong_answer"),
         *("curriculum/replay_fraction", "curriculum/num_cells", "curriculum/mastery/a/1"),
-        *("perf/rollout_s", "perf/step_s", "perf/verifier_latency_p95_s"),
+        *("perf/rollout_s", "perf/step_s", "verifier/pool/latency_p95_s"),
+        *("verifier/pool/queue_peak", "verifier/pool/retries", "verifier/pool/math/timeout"),
         *("eval/validation", "eval/held_out", "eval/held_out_format_forgiven"),
     } <= set(tags["scalars"])
     assert {"curriculum/mastery", "eval/learning_curves"} <= set(tags["images"])

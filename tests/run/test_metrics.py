@@ -303,6 +303,7 @@ def test_sample_log_has_every_completion_with_its_provenance(tmp_path):
         "method": "boxed",
         "value_correct": True,
         "detail": "",
+        "task": group().task.to_dict(),
         "provenance": "math/1",
     }
     assert (rows[1]["outcome"], rows[1]["category"]) == ("fail", "wrong_answer")

@@ -42,7 +42,13 @@ states = st.builds(
     round=counts,
     plan=maybe(plans),
     algorithm=st.text(),
-    tally=st.builds(RoundTally, *[counts] * 6, floats, counts),
+    tally=st.builds(
+        RoundTally,
+        *[counts] * 6,
+        floats,
+        counts,
+        st.dictionaries(st.text(), st.lists(counts, min_size=2, max_size=2)),
+    ),
     evidence=st.lists(st.builds(CellEvidence, st.text(), *[counts] * 6), max_size=3),
     convergence=st.builds(
         ConvergenceState, columns(floats), columns(floats), maybe(measurements), *[counts] * 4
@@ -116,7 +122,14 @@ def test_a_tally_adds_up_over_steps():
     tally.count([group(PASSED, FAILED, ERROR), group(FAILED, ERROR, cut=2)])
     tally.count([group(PASSED, PASSED, cut=1)])
     assert dataclasses.asdict(tally) == dataclasses.asdict(
-        RoundTally(groups=3, informative_groups=1, samples=7, errors=2, truncated=3)
+        RoundTally(
+            groups=3,
+            informative_groups=1,
+            samples=7,
+            errors=2,
+            truncated=3,
+            by_domain={"math": [7, 2]},
+        )
     )
     assert tally.informative_share == 1 / 3
     assert tally.error_share == 2 / 7
