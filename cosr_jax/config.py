@@ -82,7 +82,8 @@ class TasksConfig:
         "suite", "the procedural suite, or reasoning-gym", choices=("suite", "reasoning_gym")
     )
     domains: tuple[str, ...] = setting(
-        ("math",), "domains of the suite to draw from: math, code, proof, web"
+        ("math",),
+        "domains to draw from: math, code, proof, web of the suite; math, gym of reasoning-gym",
     )
     skills: tuple[str, ...] = setting((), "skills to draw from; empty: all of the source's domains")
     max_level: int = setting(NUM_LEVELS, "hardest level to draw", low=1, high=NUM_LEVELS)

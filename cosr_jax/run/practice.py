@@ -134,9 +134,7 @@ def count_evidence(groups: Sequence[RolloutGroup], accept: Sequence[str]) -> lis
 def is_formatted(task: Task, verdict: Verdict, accept: Sequence[str]) -> bool:
     """Whether the answer has the form that its domain asks for, right or wrong.
 
-    Final answers have to be given in a form of ``accept``; of a program, proof or page it is enough
-    that one was found.
+    A final answer of maths has to be given in a form of ``accept``; elsewhere the judges name a
+    method only for what was given in the right form.
     """
-    if task.domain in ("math", "gym"):
-        return verdict.method in accept
-    return verdict.method != ""
+    return verdict.method in accept if task.domain == "math" else verdict.method != ""

@@ -16,5 +16,5 @@ def make_source(config: TasksConfig) -> TaskSource:
     if config.source == "reasoning_gym":
         from cosr_jax.tasks.reasoning_gym_source import ReasoningGymSource
 
-        return ReasoningGymSource(config.skills, config.max_level)
+        return ReasoningGymSource(config.skills, config.max_level, config.domains)
     return ProceduralSuite(config.skills, config.max_level, config.domains)

@@ -213,7 +213,7 @@ def test_evidence_is_counted_by_cell_without_errors():
         ("math", "boxed", True),
         ("math", "bare", False),
         ("math", "", False),
-        ("gym", "bare", False),
+        ("gym", "answer_tag", True),
         ("code", "fence", True),
         ("code", "", False),
         ("proof", "term", True),
