@@ -18,6 +18,7 @@ from pathlib import Path
 import jax
 
 from cosr_jax.config import VerifierConfig
+from cosr_jax.run.plan import COMPILE_ONLY
 from cosr_jax.student.sources import cache_dir
 from cosr_jax.types import Completion, Outcome, Task, UserError
 from cosr_jax.verifiers.pool import VerifierPool
@@ -187,7 +188,7 @@ def topology() -> str:
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"},
+        env={**COMPILE_ONLY, **os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=120,

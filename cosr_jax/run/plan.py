@@ -30,10 +30,14 @@ from cosr_jax.train.step import batch_shards, init_state, make_train_step
 from cosr_jax.types import UserError
 
 _GIB = 2**30
-_OFF_MACHINE = {
+#: For a libtpu that only compiles.
+COMPILE_ONLY = {
+    # It asks a TPU machine's metadata server, waits, and complains, unless it knows already.
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",  # of no effect on the topology asked for
+    # Compiling takes no chip, so it may go on beside a process that trains or compiles.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 
 
@@ -155,8 +159,7 @@ def topology_devices(topology: str) -> Sequence[jax.Device]:
             f"--topology={topology}: the TPU compiler (libtpu) is not installed",
             "pip install 'cosr-jax[topology]'",
         )
-    # libtpu asks a TPU machine's metadata server, waits, and complains, unless it knows already.
-    for variable, value in _OFF_MACHINE.items():
+    for variable, value in COMPILE_ONLY.items():
         os.environ.setdefault(variable, value)
     # Nothing runs here, so leave this machine's own accelerator to others.
     jax.config.update("jax_platforms", "cpu")
