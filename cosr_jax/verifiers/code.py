@@ -213,7 +213,7 @@ async def _read_lines(sock: socket.socket, lines: list[bytes]) -> list[bytes]:
 
 def _last_report(lines: Sequence[bytes]) -> examiner.Report | None:
     try:
-        return examiner.Report.from_json(lines[-1]) if lines else None
+        return examiner.Report.from_line(lines[-1]) if lines else None
     except ValueError:
         return None
 

@@ -7,26 +7,24 @@ catch.
 
 from __future__ import annotations
 
+import _thread
 import builtins
 import dataclasses
-import dis
 import inspect
-import json
 import os
 import sys
-import threading
 import types
-import unittest
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from cosr_jax.verifiers.code_exec import known, proxies
 from cosr_jax.verifiers.code_exec.channel import Channel, Closed
 from cosr_jax.verifiers.code_exec.failures import category_of
-from cosr_jax.verifiers.code_exec.peer import TEXT, Lost, Operations, Peer
-from cosr_jax.verifiers.code_exec.wire import TooLargeError, WireError
+from cosr_jax.verifiers.code_exec.peer import TEXT, Lost, Peer
+from cosr_jax.verifiers.code_exec.wire import Link, Reader, TooLargeError, WireError, Writer
 
 _MAX_DETAIL = 300
+_NO_LINK = cast(Link, None)  # plain values need none
 _TESTS = "<tests>"
 _OF_STUDENT = "_cosr_of_student"
 
@@ -58,32 +56,33 @@ class Report:
     is_final: bool = False
     trouble: str = ""
 
-    def to_json(self) -> bytes:
-        """One line."""
-        return json.dumps(dataclasses.asdict(self)).encode() + b"\n"
+    def to_line(self) -> bytes:
+        """One line: the fields, separated by tabs, which no text of it contains."""
+        return "\t".join(str(value) for value in vars(self).values()).encode() + b"\n"
 
     @classmethod
-    def from_json(cls, line: bytes) -> Report:
-        """The inverse of ``to_json``.
+    def from_line(cls, line: bytes) -> Report:
+        """The inverse of ``to_line``, without the end of the line.
 
         Raises:
           ValueError: it is no report.
         """
-        values = json.loads(line)
         report = cls()
-        if not isinstance(values, dict) or values.keys() != dataclasses.asdict(report).keys():
-            raise ValueError("not a report")
-        for name, value in values.items():
-            if type(value) is not type(getattr(report, name)):
+        for (name, default), text in zip(
+            vars(report).items(), line.decode().split("\t"), strict=True
+        ):
+            if type(default) is bool and text not in ("True", "False"):
                 raise ValueError("not a report")
+            value = text == "True" if type(default) is bool else type(default)(text)
             setattr(report, name, value)
         return report
 
 
 def request(tests: Sequence[str], entry_point: str, run_all: bool) -> bytes:
     """What ``main`` reads first: the statements, and whether one failure ends the examination."""
-    body = json.dumps({"tests": list(tests), "entry_point": entry_point, "run_all": run_all})
-    return len(body).to_bytes(4, "little") + body.encode()
+    writer = Writer(_NO_LINK)
+    writer.value((tuple(tests), entry_point, run_all))
+    return len(writer.data).to_bytes(4, "little") + writer.data
 
 
 def main(fds: list[int], argument: bytes) -> None:
@@ -103,15 +102,15 @@ def main(fds: list[int], argument: bytes) -> None:
         if not part:
             return
         data += part
-    wanted = json.loads(data[4:])
-    examiner = Examiner(Channel(channel), wanted["entry_point"])
+    tests, entry_point, run_all = Reader(data[4:], _NO_LINK).value()
+    examiner = Examiner(Channel(channel), entry_point)
 
     def tell(report: Report) -> None:
-        line = report.to_json()
+        line = report.to_line()
         while line:
             line = line[os.write(parent, line) :]
 
-    report = examiner.run(wanted["tests"], wanted["run_all"], tell)
+    report = examiner.run(tests, run_all, tell)
     report.is_final = True
     tell(report)
 
@@ -124,27 +123,19 @@ class Examiner(Peer):
       entry_point: the name that the program must define.
     """
 
+    operations = frozenset(
+        ("await", "call", "delete", "get", "isinstance", "issubclass", "set", "signature")
+    ) | {"special"}
+
     def __init__(self, channel: Channel, entry_point: str):
         super().__init__(channel, first=0, is_strict=True)
         self._entry_point = entry_point.partition(".")[0].partition("(")[0].strip()
-        self._lock = threading.RLock()
+        self._lock = _thread.RLock()
         self._lost: tuple[str, str] | None = None
         self._asked = 0
         self._names: dict[str, Any] = {}
         self._bound: dict[str, Any] = {}
         self._space: dict[str, Any] = {"__name__": "__main__", "__builtins__": builtins}
-        does = Operations(self)
-        self._operations: dict[str, Callable[..., Any]] = {
-            "await": does.await_,
-            "call": does.call,
-            "delete": self._guarded(does.delete, is_change=True),
-            "get": self._guarded(does.get, is_change=False),
-            "isinstance": does.isinstance,
-            "issubclass": does.issubclass,
-            "set": self._guarded(does.set, is_change=True),
-            "signature": does.signature,
-            "special": does.special,
-        }
 
     # Running.
 
@@ -171,7 +162,10 @@ class Examiner(Peer):
         if not self._load(sorted(names), report):
             return report
         used = [bool(_names(code) & {*self._bound, "solution"}) for code in codes]
-        units = [(_executor(code, self._space), *rest) for code, *rest in zip(codes, tests, used)]
+        units = [
+            (_executor(code, self._space), *rest)
+            for code, *rest in zip(codes, tests, used, strict=True)
+        ]
         for unit in _and_then(units, lambda: self._uncalled(tests)):
             if not self._run_one(*unit, report) and not run_all:
                 break
@@ -268,9 +262,9 @@ class Examiner(Peer):
                 elif name == "check" and not is_called and required == 1:
                     candidate = self._space.get(self._entry_point)
                     yield lambda check=value, it=candidate: check(it), name, True
-            elif isinstance(value, type) and issubclass(value, unittest.TestCase):
-                if value.__module__ == "__main__" and "unittest.main(" not in text:
-                    for method in unittest.defaultTestLoader.getTestCaseNames(value):
+            elif _is_test_case(value) and "unittest.main(" not in text:
+                for method in dir(value):
+                    if method.startswith("test") and callable(getattr(value, method)):
                         yield _unittest(value, method), f"{name}.{method}", True
 
     def _fail(self, report: Report, error: BaseException, source: str) -> None:
@@ -311,12 +305,21 @@ class Examiner(Peer):
                 self._lost = ("crash", f"the program sent {error}")
             raise Lost
 
-    def serve(self, operation: str, arguments: list[Any]) -> Any:
-        try:
-            handler = self._operations[operation]
-        except KeyError:
-            raise WireError("an unknown request") from None
-        return handler(*arguments)
+    def do_get(self, number: Any, name: Any) -> Any:
+        self._check_open(number, name, is_change=False)
+        return super().do_get(number, name)
+
+    def do_set(self, number: Any, name: Any, value: Any) -> None:
+        self._check_open(number, name, is_change=True)
+        super().do_set(number, name, value)
+
+    def do_delete(self, number: Any, name: Any) -> None:
+        self._check_open(number, name, is_change=True)
+        super().do_delete(number, name)
+
+    def _check_open(self, number: Any, name: Any, is_change: bool) -> None:
+        if type(name) is not str or not _is_open(self.own(number), name, is_change):
+            raise AttributeError(f"the tests keep {name!r} to themselves")
 
     def raised(self, error: BaseException) -> None:
         proxies.set_on_exception(error, _OF_STUDENT, True)
@@ -338,16 +341,10 @@ class Examiner(Peer):
             trace = trace.tb_next
         if trace is None or trace.tb_frame.f_code.co_filename != _TESTS:
             return False
+        import dis
+
         operation = trace.tb_frame.f_code.co_code[trace.tb_lasti]
         return isinstance(error, ZeroDivisionError) or dis.opname[operation] == "RAISE_VARARGS"
-
-    def _guarded(self, operation: Callable[..., Any], is_change: bool) -> Callable[..., Any]:
-        def guarded(number: Any, name: Any, *rest: Any) -> Any:
-            if type(name) is not str or not _is_open(self.own(number), name, is_change):
-                raise AttributeError(f"the tests keep {name!r} to themselves")
-            return operation(number, name, *rest)
-
-        return guarded
 
 
 def _is_open(target: Any, name: str, is_change: bool) -> bool:
@@ -398,7 +395,17 @@ def _count_required(function: types.FunctionType) -> int:
     return sum(p.default is p.empty and p.kind not in kinds for p in parameters)
 
 
-def _unittest(case: type[unittest.TestCase], method: str) -> Callable[[], None]:
+def _is_test_case(value: Any) -> bool:
+    unittest = sys.modules.get("unittest")
+    return (
+        unittest is not None
+        and isinstance(value, type)
+        and issubclass(value, unittest.TestCase)
+        and value.__module__ == "__main__"
+    )
+
+
+def _unittest(case: Any, method: str) -> Callable[[], None]:
     def run() -> None:
         case(method).debug()
 

@@ -182,7 +182,7 @@ class Heap:
                 maxlen = reader.value()
                 if maxlen is not None and (type(maxlen) is not int or not 0 <= maxlen < 1 << 62):
                     raise WireError("a deque of no length")
-                value: Any = collections.deque((), maxlen)
+                value: Any = collections.deque(maxlen=maxlen)
             elif kind == _ARRAY:
                 value = _read_array(reader)
             elif kind[0] in _MAKERS:

@@ -5,40 +5,33 @@ The tables are filled when the module is imported, in the warm server, before an
 
 from __future__ import annotations
 
-import asyncio
-import binascii
 import builtins
 import cmath
 import collections
-import concurrent.futures
-import dataclasses
 import decimal
 import fractions
 import importlib
-import json
 import math
 import operator
-import queue
 import re
-import statistics
-import struct
 import sys
 import types
-import zlib
 from typing import Any
 
 #: Builtins that act on the caller's own process.  T never takes them from S by name.
-_ACTING = frozenset(
-    "__import__ breakpoint compile delattr dir eval exec exit getattr globals hasattr help id input"
-    " locals open print quit setattr super vars copyright credits license".split()
-)
+_ACTING_NAMES = """
+    __import__ breakpoint compile copyright credits delattr dir eval exec exit getattr globals
+    hasattr help id input license locals open print quit setattr super vars
+"""
+_ACTING = frozenset(_ACTING_NAMES.split())
 
 #: Modules that the student's names may stand for; tests then use T's own.
-MODULES = frozenset(
-    "array bisect cmath collections collections.abc copy dataclasses datetime decimal enum"
-    " fractions functools heapq itertools json math operator random re statistics string time"
-    " types typing numpy numpy.linalg numpy.testing".split()
-)
+_MODULE_LIST = """
+    array bisect cmath collections collections.abc copy dataclasses datetime decimal enum fractions
+    functools heapq itertools json math numpy numpy.linalg numpy.testing operator random re
+    statistics string time types typing
+"""
+MODULES = frozenset(_MODULE_LIST.split())
 
 #: Names that tests expect to be modules: the student's objects never take them.
 MODULE_NAMES = frozenset(sys.stdlib_module_names) | {"np", "numpy", "jnp", "jax", "pytest", "pd"}
@@ -52,24 +45,13 @@ _OTHER_TYPES = (
     decimal.Decimal,
     fractions.Fraction,
 )
-_OTHER_EXCEPTIONS = (
-    asyncio.CancelledError,
-    asyncio.InvalidStateError,
-    asyncio.QueueEmpty,
-    asyncio.QueueFull,
-    binascii.Error,
-    concurrent.futures.BrokenExecutor,
-    dataclasses.FrozenInstanceError,
-    decimal.DivisionByZero,
-    decimal.InvalidOperation,
-    json.JSONDecodeError,
-    queue.Empty,
-    queue.Full,
-    re.error,
-    statistics.StatisticsError,
-    struct.error,
-    zlib.error,
-)
+_EXCEPTION_LIST = """
+    asyncio.exceptions.CancelledError asyncio.exceptions.InvalidStateError asyncio.queues.QueueEmpty
+    asyncio.queues.QueueFull binascii.Error dataclasses.FrozenInstanceError decimal.DivisionByZero
+    decimal.InvalidOperation json.decoder.JSONDecodeError _queue.Empty queue.Full re.error
+    statistics.StatisticsError struct.error zlib.error
+"""
+_OTHER_EXCEPTIONS = frozenset(_EXCEPTION_LIST.split())
 
 
 def _tables() -> tuple[dict[str, Any], dict[str, type[BaseException]]]:
@@ -91,14 +73,11 @@ def _tables() -> tuple[dict[str, Any], dict[str, type[BaseException]]]:
     for kind in _OTHER_TYPES:
         values[f"{kind.__module__}.{kind.__name__}"] = kind
     values["NoneType"] = type(None)
-    for error in _OTHER_EXCEPTIONS:
-        exceptions[f"{error.__module__}.{error.__name__}"] = error
     return values, exceptions
 
 
 VALUES, EXCEPTIONS = _tables()
-_NAME_OF_VALUE = {id(value): name for name, value in VALUES.items()}
-_NAME_OF_EXCEPTION = {id(value): name for name, value in EXCEPTIONS.items()}
+_NAMES = {id(value): name for table in (VALUES, EXCEPTIONS) for name, value in table.items()}
 _NUMPY_TYPE = re.compile(r"numpy\.[a-z]+[0-9]*_?")
 
 
@@ -107,14 +86,15 @@ def name_of(value: Any, is_strict: bool) -> str | None:
 
     None if it has none, or if a strict reader (see ``lookup``) would refuse it.
     """
-    name = _NAME_OF_VALUE.get(id(value)) or _NAME_OF_EXCEPTION.get(id(value))
-    if is_strict and name in _ACTING:
+    name = _NAMES.get(id(value))
+    if name is not None:
+        return None if is_strict and name in _ACTING else name
+    if not issubclass(type(value), type) or type(value.__module__) is not str:
         return None
-    if name is None and type(value) is type and value.__module__ == "numpy":
-        name = f"numpy.{value.__name__}"
-        if _numpy_type(name) is not value:
-            return None
-    return name
+    name = f"{value.__module__}.{value.__name__}"
+    if name in _OTHER_EXCEPTIONS or value.__module__ == "numpy":
+        return name if _from_library(name) is value else None
+    return None
 
 
 def lookup(name: str, is_strict: bool) -> Any:
@@ -127,25 +107,25 @@ def lookup(name: str, is_strict: bool) -> Any:
     Raises:
       KeyError: there is none.
     """
-    if name in EXCEPTIONS:
-        return EXCEPTIONS[name]
-    if name in VALUES:
-        if is_strict and name in _ACTING:
-            raise KeyError(name)
-        return VALUES[name]
-    value = _numpy_type(name)
-    if value is None:
+    if is_strict and name in _ACTING:
         raise KeyError(name)
-    return value
+    found = EXCEPTIONS.get(name) or VALUES.get(name) or _from_library(name)
+    if found is None:
+        raise KeyError(name)
+    return found
 
 
-def _numpy_type(name: str) -> Any:
-    if "numpy" not in sys.modules or not _NUMPY_TYPE.fullmatch(name):
+def _from_library(name: str) -> Any:
+    if name in _OTHER_EXCEPTIONS:
+        owner, _, attribute = name.rpartition(".")
+        return getattr(importlib.import_module(owner), attribute)
+    if not _NUMPY_TYPE.fullmatch(name):
         return None
-    numpy = sys.modules["numpy"]
+    import numpy
+
     value = getattr(numpy, name.removeprefix("numpy."), None)
-    is_scalar = isinstance(value, type) and issubclass(value, (numpy.generic, numpy.ndarray))
-    return value if is_scalar else None
+    is_type = isinstance(value, type) and issubclass(value, (numpy.generic, numpy.ndarray))
+    return value if is_type else None
 
 
 def module(name: str) -> types.ModuleType:

@@ -7,7 +7,6 @@ and travel as numbers.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import sys
 import types
@@ -56,16 +55,26 @@ class Peer:
         self._next_own = 0
         self._described: set[int] = set()
         self._newly_described: list[int] = []
-        self._theirs: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._theirs: dict[int, weakref.ref[Any]] = {}
         self._their_values: dict[int, Any] = {}  # those that cannot be referred to weakly
         self._released: list[int] = []
         self._nested = 0
+        self._loop: Any = None
 
     # What a side adds.
 
+    #: What the other side may ask for, each a method ``do_...``.
+    operations: frozenset[str] = frozenset()
+
     def serve(self, operation: str, arguments: list[Any]) -> Any:
-        """Does what the other side asks for; may raise anything."""
-        raise NotImplementedError
+        """Does what the other side asks for; may raise anything.
+
+        Raises:
+          WireError: there is no such operation.
+        """
+        if operation not in self.operations:
+            raise WireError("an unknown request")
+        return getattr(self, f"do_{operation}")(*arguments)
 
     def take_output(self) -> str:
         """What was printed since the last message, for the other side to print."""
@@ -178,7 +187,7 @@ class Peer:
             if isinstance(error, RecursionError):
                 raise WireError("nested too deep") from error
             raise
-        released = [n for n in self._released if not self._is_alive(n)]
+        released = [n for n in self._released if self._find(n) is None]
         self._released = []
         head.data += kind
         for numbers in (dropped, released):
@@ -217,6 +226,93 @@ class Peer:
         self.after_receiving()
         return kind, value
 
+    # What an owner does with its objects when asked.
+
+    def do_call(self, number: Any, args: Any, kwargs: Any) -> Any:
+        """Calls an object."""
+        if type(args) is not tuple or type(kwargs) is not dict:
+            raise WireError("a call that is none")
+        return self.own(number)(*args, **kwargs)
+
+    def do_get(self, number: Any, name: Any) -> Any:
+        """An attribute."""
+        return getattr(self.own(number), _name(name))
+
+    def do_set(self, number: Any, name: Any, value: Any) -> None:
+        """Sets an attribute."""
+        setattr(self.own(number), _name(name), value)
+
+    def do_delete(self, number: Any, name: Any) -> None:
+        """Deletes an attribute."""
+        delattr(self.own(number), _name(name))
+
+    def do_dir(self, number: Any) -> list[str]:
+        """Names of attributes."""
+        return [str(name) for name in dir(self.own(number))]
+
+    def do_special(self, number: Any, name: Any, args: Any) -> Any:
+        """A special method."""
+        function = specials.ALL.get(_name(name))
+        if function is None or type(args) is not tuple:
+            raise WireError("an unknown special method")
+        return function(self.own(number), *args)
+
+    def do_await(self, number: Any, name: Any, args: Any) -> Any:
+        """Runs a coroutine to its end on this side's event loop."""
+        if name not in specials.ASYNC:
+            raise WireError("no coroutine")
+        if self._loop is None:
+            import asyncio  # slows each fork of a server that has it, and few need it
+
+            self._loop = asyncio.new_event_loop()
+        value = self.own(number)
+
+        async def run() -> Any:
+            return await specials.ALL[name](value, *args)
+
+        return self._loop.run_until_complete(run())
+
+    def do_signature(self, number: Any) -> tuple[tuple[str, int, bool, Any], ...]:
+        """Parameters of a callable: name, kind, whether it has a default, and that."""
+        empty = inspect.Parameter.empty
+        return tuple(
+            (p.name, int(p.kind), p.default is not empty, None if p.default is empty else p.default)
+            for p in inspect.signature(self.own(number)).parameters.values()
+        )
+
+    def do_isinstance(self, number: Any, value: Any) -> bool:
+        """Whether the value is of a class of ours."""
+        return isinstance(value, self.own(number))
+
+    def do_issubclass(self, number: Any, kind: Any) -> bool:
+        """Whether the class is derived from one of ours."""
+        return issubclass(kind, self.own(number))
+
+    def do_plain(self, number: Any) -> Any:
+        """The contents of an object of a class derived from a container."""
+        value = self.own(number)
+        base = _base_of(type(value))
+        if base is None:
+            raise TypeError("no container")
+        return _plain(base, value)
+
+    def do_probe(self, number: Any, other: Any, text: Any) -> bool:
+        """Whether an object equals a text, or an empty object of the other one's class."""
+        value = self.own(number)
+        return any(_equals(value, each) for each in (text, *_blank(type(other))))
+
+    def do_subclass(self, name: Any, bases: Any, space: Any) -> type:
+        """A class derived from ours, with methods of the other side."""
+
+        def bind(method: Any) -> Any:
+            tie = proxies.tie_of(method)
+            if tie is None or type(method) is not proxies.FUNCTION:
+                return method
+            return lambda *args, **kwargs: method(*args, **kwargs)
+
+        members = {_name(key): bind(value) for key, value in space.items()}
+        return types.new_class(_name(name), bases, {}, lambda space: space.update(members))
+
     # Handles.
 
     def register(self, value: Any) -> int:
@@ -245,8 +341,10 @@ class Peer:
         value = self._own.pop(number, None)
         self._own_ids.pop(id(value), None)
 
-    def _is_alive(self, number: int) -> bool:
-        return number in self._theirs or number in self._their_values
+    def _find(self, number: int) -> Any:
+        """The proxy for an object of the other side, None if there is none (any more)."""
+        reference = self._theirs.get(number)
+        return reference() if reference is not None else self._their_values.get(number)
 
     def write_twin(self, writer: Writer, value: Any) -> None:
         """A container that can change."""
@@ -357,16 +455,14 @@ class Peer:
         raise WireError("an unknown tag")
 
     def _proxy(self, number: int, kind: type, base: type | None, value: Any) -> Any:
-        found = self._their_values.get(number)
-        if found is None:
-            found = self._theirs.get(number)
+        found = self._find(number)
         if found is None:
             tie = proxies.Tie(self, number, base)
             found = proxies.make_instance(kind, tie, value)
             if base in specials.VALUE_BASES:
                 self._their_values[number] = found
             else:
-                self._theirs[number] = found
+                self._theirs[number] = weakref.ref(found)
         elif type(found) is not kind:
             raise WireError("an object that has become another")
         else:
@@ -425,7 +521,7 @@ class Peer:
         ):
             raise WireError("an exception that is none")
         if number:
-            found = self._theirs.get(number - 1)
+            found = self._find(number - 1)
             if found is not None:
                 return found
         is_mirrored = type(kind) is proxies.MirrorType
@@ -434,7 +530,7 @@ class Peer:
         tie = proxies.Tie(self, number - 1) if number else None
         error = proxies.make_exception(kind, tie, args)
         if tie is not None:
-            self._theirs[number - 1] = error
+            self._theirs[number - 1] = weakref.ref(error)
         if cause is not None:
             error.__cause__ = cause
         proxies.set_on_exception(error, TEXT, text)
@@ -475,97 +571,6 @@ def _text_of(error: BaseException) -> str:
     except Exception as own:
         return f"<{type(own).__name__} in its text>"
     return text[:_MAX_TEXT] if type(text) is str else ""
-
-
-class Operations:
-    """What an owner does with its objects when asked; both sides choose among these."""
-
-    def __init__(self, peer: Peer):
-        self._peer = peer
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    def call(self, number: Any, args: Any, kwargs: Any) -> Any:
-        """Calls an object."""
-        if type(args) is not tuple or type(kwargs) is not dict:
-            raise WireError("a call that is none")
-        return self._peer.own(number)(*args, **kwargs)
-
-    def get(self, number: Any, name: Any) -> Any:
-        """An attribute."""
-        return getattr(self._peer.own(number), _name(name))
-
-    def set(self, number: Any, name: Any, value: Any) -> None:
-        """Sets an attribute."""
-        setattr(self._peer.own(number), _name(name), value)
-
-    def delete(self, number: Any, name: Any) -> None:
-        """Deletes an attribute."""
-        delattr(self._peer.own(number), _name(name))
-
-    def dir(self, number: Any) -> list[str]:
-        """Names of attributes."""
-        return [str(name) for name in dir(self._peer.own(number))]
-
-    def special(self, number: Any, name: Any, args: Any) -> Any:
-        """A special method."""
-        function = specials.ALL.get(_name(name))
-        if function is None or type(args) is not tuple:
-            raise WireError("an unknown special method")
-        return function(self._peer.own(number), *args)
-
-    def await_(self, number: Any, name: Any, args: Any) -> Any:
-        """Runs a coroutine to its end on this side's event loop."""
-        if name not in specials.ASYNC:
-            raise WireError("no coroutine")
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-        value = self._peer.own(number)
-
-        async def run() -> Any:
-            return await specials.ALL[name](value, *args)
-
-        return self._loop.run_until_complete(run())
-
-    def signature(self, number: Any) -> tuple[tuple[str, int, bool, Any], ...]:
-        """Parameters of a callable: name, kind, whether it has a default, and that."""
-        empty = inspect.Parameter.empty
-        return tuple(
-            (p.name, int(p.kind), p.default is not empty, None if p.default is empty else p.default)
-            for p in inspect.signature(self._peer.own(number)).parameters.values()
-        )
-
-    def isinstance(self, number: Any, value: Any) -> bool:
-        """Whether the value is of a class of ours."""
-        return isinstance(value, self._peer.own(number))
-
-    def issubclass(self, number: Any, kind: Any) -> bool:
-        """Whether the class is derived from one of ours."""
-        return issubclass(kind, self._peer.own(number))
-
-    def plain(self, number: Any) -> Any:
-        """The contents of an object of a class derived from a container."""
-        value = self._peer.own(number)
-        base = _base_of(type(value))
-        if base is None:
-            raise TypeError("no container")
-        return _plain(base, value)
-
-    def probe(self, number: Any, other: Any, text: Any) -> bool:
-        """Whether an object equals a text, or an empty object of the other one's class."""
-        value = self._peer.own(number)
-        return any(_equals(value, each) for each in (text, *_blank(type(other))))
-
-    def subclass(self, name: Any, bases: Any, space: Any) -> type:
-        """A class derived from ours, with methods of the other side."""
-
-        def bind(method: Any) -> Any:
-            tie = proxies.tie_of(method)
-            if tie is None or type(method) is not proxies.FUNCTION:
-                return method
-            return lambda *args, **kwargs: method(*args, **kwargs)
-
-        members = {_name(key): bind(value) for key, value in space.items()}
-        return types.new_class(_name(name), bases, {}, lambda space: space.update(members))
 
 
 def _name(name: Any) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import inspect
-import random
+import os
 import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -25,12 +25,13 @@ _CLASS_TIE = "_cosr_class_tie"
 
 #: Dunder names that are asked for; all others belong to this process.  Never one by which a library
 #: hands an operation over to its operands, like ``__array_ufunc__``.
-_ASKED = frozenset(
-    "__name__ __qualname__ __annotations__ __defaults__ __kwdefaults__ __members__ __match_args__"
-    " __version__ __author__ __all__ __init__ __post_init__ __call__ __next__ __iter__ __len__"
-    " __contains__ __getitem__ __setitem__ __enter__ __exit__ __dict__ __doc__ __slots__"
-    " __cause__ __args__ __origin__".split()
-)
+_ASKED_LIST = """
+    __all__ __annotations__ __args__ __author__ __call__ __cause__ __contains__ __defaults__
+    __dict__ __doc__ __enter__ __exit__ __getitem__ __init__ __iter__ __kwdefaults__ __len__
+    __match_args__ __members__ __module__ __name__ __next__ __origin__ __post_init__ __qualname__
+    __setitem__ __slots__ __version__
+"""
+_ASKED = frozenset(_ASKED_LIST.split())
 
 
 class How(enum.Enum):
@@ -262,7 +263,7 @@ def _is_believable(left: Any, right: Any) -> bool:
     class.  If it equals those too, the attributes of both must be the same, for us to see.
     """
     tie = tie_of(left)
-    unseen = f"{random.SystemRandom().getrandbits(64):x}"
+    unseen = os.urandom(8).hex()
     if not tie.peer.ask("probe", tie.number, right, unseen):
         return True
     if type(left) is not type(right):

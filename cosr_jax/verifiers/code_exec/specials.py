@@ -12,20 +12,18 @@ COMPARISONS: dict[str, Callable[[Any, Any], Any]] = {
     f"__{name}__": getattr(operator, name) for name in ("eq", "ne", "lt", "le", "gt", "ge")
 }
 
+_BINARY_NAMES = "add sub mul matmul truediv floordiv mod lshift rshift and xor or"
+_INPLACE_NAMES = "iadd isub imul imatmul itruediv ifloordiv imod ipow ilshift irshift iand ixor ior"
 _BINARY = {
-    **{
-        name: getattr(operator, f"__{name}__")
-        for name in "add sub mul matmul truediv floordiv mod lshift rshift and xor or".split()
-    },
+    **{name: getattr(operator, f"__{name}__") for name in _BINARY_NAMES.split()},
     "divmod": divmod,
     "pow": pow,
 }
-_INPLACE = "iadd isub imul imatmul itruediv ifloordiv imod ipow ilshift irshift iand ixor ior"
 
 #: Operators with two operands that may give any value.
 ARITHMETIC: dict[str, Callable[..., Any]] = {
     **{f"__{name}__": function for name, function in _BINARY.items()},
-    **{f"__{name}__": getattr(operator, name) for name in _INPLACE.split()},
+    **{f"__{name}__": getattr(operator, name) for name in _INPLACE_NAMES.split()},
 }
 
 

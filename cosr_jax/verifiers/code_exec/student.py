@@ -5,7 +5,6 @@ Nothing here is secret or trusted: the program may do with this process what it 
 
 from __future__ import annotations
 
-import builtins
 import io
 import linecache
 import os
@@ -15,7 +14,7 @@ import types
 from typing import Any
 
 from cosr_jax.verifiers.code_exec.channel import Channel, Closed
-from cosr_jax.verifiers.code_exec.peer import Operations, Peer
+from cosr_jax.verifiers.code_exec.peer import Peer
 from cosr_jax.verifiers.code_exec.wire import WireError
 
 #: Exit codes by which the parent knows what this end has found out about itself.
@@ -43,7 +42,6 @@ def main(fds: list[int], argument: bytes) -> None:
     sys.stdout = io.TextIOWrapper(output, encoding="utf-8", errors="replace", write_through=True)
     sys.stderr = io.TextIOWrapper(_Output(cap), encoding="utf-8", errors="replace")
     sys.stdin = io.StringIO("")
-    add_exits()
     student = Student(Channel(fds[0]), output)
     student.run(argument[_HEAD.size :].decode("utf-8", "surrogatepass"))
     try:
@@ -53,23 +51,6 @@ def main(fds: list[int], argument: bytes) -> None:
         pass
     except WireError:
         os._exit(GARBLED_EXIT)
-
-
-def add_exits() -> None:
-    """``exit`` and ``quit``, which an interpreter without ``site`` lacks."""
-
-    class Quitter:
-        def __init__(self, name: str):
-            self.name = name
-
-        def __repr__(self) -> str:
-            return f"Use {self.name}() or Ctrl-D (i.e. EOF) to exit"
-
-        def __call__(self, code: Any = None) -> None:
-            raise SystemExit(code)
-
-    for name in ("exit", "quit"):
-        setattr(builtins, name, Quitter(name))
 
 
 class _Output(io.BytesIO):
@@ -102,6 +83,10 @@ class Student(Peer):
       output: what the program prints.
     """
 
+    operations = frozenset(
+        ("await", "call", "delete", "dir", "get", "isinstance", "issubclass", "load", "plain")
+    ) | {"probe", "set", "signature", "special", "subclass"}
+
     def __init__(self, channel: Channel, output: _Output | None = None):
         super().__init__(channel, first=1, is_strict=False)
         self._output = output
@@ -111,23 +96,6 @@ class Student(Peer):
         self._failure: BaseException | None = None
         self._syntax = ""
         self._names: dict[str, Any] = {}
-        does = Operations(self)
-        self._operations = {
-            "await": does.await_,
-            "call": does.call,
-            "delete": does.delete,
-            "dir": does.dir,
-            "get": does.get,
-            "isinstance": does.isinstance,
-            "issubclass": does.issubclass,
-            "load": self._load,
-            "plain": does.plain,
-            "probe": does.probe,
-            "set": does.set,
-            "signature": does.signature,
-            "special": does.special,
-            "subclass": does.subclass,
-        }
 
     def run(self, code: str) -> None:
         """Runs the program as a module; how that went is told with the first request."""
@@ -143,7 +111,7 @@ class Student(Peer):
         except BaseException as error:
             self._failure = error
 
-    def _load(self, names: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    def do_load(self, names: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
         """The values of those names that the program defines.
 
         Returns:
@@ -155,11 +123,11 @@ class Student(Peer):
         self._names |= {name: space[name] for name in names if name in space}
         return self._syntax, self._names
 
-    def serve(self, operation: str, arguments: list[Any]) -> Any:
-        if operation == "get" and arguments == [0, "__dict__"]:
+    def do_get(self, number: Any, name: Any) -> Any:
+        if (number, name) == (0, "__dict__"):  # for ``from solution import *``
             space = self._module.__dict__
             return {k: v for k, v in space.items() if not k.startswith("_")}
-        return self._operations[operation](*arguments)
+        return super().do_get(number, name)
 
     def before_sending(self) -> None:
         space = self._module.__dict__

@@ -13,12 +13,10 @@ import collections
 import datetime
 import decimal
 import fractions
-import pathlib
 import re
 import struct
 import sys
 import types
-import uuid
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -89,7 +87,7 @@ class Writer:
             write(self, value)
         elif (name := known.name_of(value, self.link.peer_is_strict)) is not None:
             self.text(b"B", name)
-        elif not _write_array(self, value):
+        elif not _write_from_library(self, value):
             self.link.write_object(self, value)
         if len(self.data) > MAX_BYTES:
             raise TooLargeError(f"more than {MAX_BYTES >> 20} MiB")
@@ -319,25 +317,22 @@ def _write_module(writer: Writer, value: types.ModuleType) -> None:
         writer.link.write_object(writer, value)
 
 
-def _write_path(writer: Writer, value: pathlib.PurePath) -> None:
-    writer.text(b"p" if isinstance(value, pathlib.Path) else b"P", str(value))
-
-
-def _write_array(writer: Writer, value: Any) -> bool:
-    """Writes a scalar of NumPy, or an array of JAX; says whether it was one."""
+def _write_from_library(writer: Writer, value: Any) -> bool:
+    """Writes a plain value of a library that need not be loaded; says whether it was one."""
     kind = type(value)
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        return False
-    if kind.__module__ == "numpy" and issubclass(kind, numpy.generic):
+    owner, name = kind.__module__, kind.__name__
+    if kind is _loaded("uuid", "UUID"):
+        writer.data += b"u" + value.bytes
+    elif kind in (_loaded("pathlib", "PosixPath"), _loaded("pathlib", "PurePosixPath")):
+        writer.text(b"p" if name == "PosixPath" else b"P", str(value))
+    elif owner == "numpy" and issubclass(kind, _loaded("numpy", "generic") or ()):
         if (token := dtype_token(value.dtype)) is None:
             return False
         writer.text(b"g", token)
         writer.chunk(value.tobytes())
-        return True
-    if kind.__name__ == "ArrayImpl" and kind.__module__.startswith("jaxlib"):
+    elif name == "ArrayImpl" and str(owner).startswith("jaxlib"):
         try:
-            plain = numpy.asarray(value)
+            plain = sys.modules["numpy"].asarray(value)
         except TypeError:  # a key array has no plain form
             return False
         if (token := dtype_token(plain.dtype)) is None:
@@ -345,8 +340,13 @@ def _write_array(writer: Writer, value: Any) -> bool:
         writer.text(b"J", token)
         writer.values(b"(", plain.shape)
         writer.chunk(plain.tobytes())
-        return True
-    return False
+    else:
+        return False
+    return True
+
+
+def _loaded(module: str, name: str) -> Any:
+    return getattr(sys.modules.get(module), name, None)
 
 
 def dtype_token(dtype: Any) -> str | None:
@@ -507,6 +507,21 @@ def _read_module(reader: Reader) -> types.ModuleType:
         raise WireError("an unknown module") from error
 
 
+def _read_uuid(reader: Reader) -> Any:
+    import uuid
+
+    return uuid.UUID(bytes=reader.take(16))
+
+
+def _read_path(kind: str) -> Callable[[Reader], Any]:
+    def read(reader: Reader) -> Any:
+        import pathlib
+
+        return getattr(pathlib, kind)(reader.text())
+
+    return read
+
+
 def _read_twin(reader: Reader) -> Any:
     return reader.link.read_twin(reader.number())
 
@@ -547,9 +562,6 @@ _WRITERS: dict[type, Callable[[Writer, Any], None]] = {
     type({}.values()): _write_view("values"),
     type({}.items()): _write_view("items"),
     types.ModuleType: _write_module,
-    uuid.UUID: lambda writer, value: writer.data.extend(b"u" + value.bytes),
-    pathlib.PurePosixPath: _write_path,
-    pathlib.PosixPath: _write_path,
     list: _twin,
     dict: _twin,
     set: _twin,
@@ -581,9 +593,9 @@ _READERS: dict[int, Callable[[Reader], Any]] = {
     ord(b"t"): _read_time,
     ord(b"v"): _read_view,
     ord(b"m"): _read_module,
-    ord(b"u"): lambda reader: uuid.UUID(bytes=reader.take(16)),
-    ord(b"p"): lambda reader: pathlib.PosixPath(reader.text()),
-    ord(b"P"): lambda reader: pathlib.PurePosixPath(reader.text()),
+    ord(b"u"): _read_uuid,
+    ord(b"p"): _read_path("PosixPath"),
+    ord(b"P"): _read_path("PurePosixPath"),
     ord(b"B"): _read_known,
     ord(b"g"): _read_scalar,
     ord(b"J"): _read_jax,
