@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 Role = Literal["analyst", "planner", "author", "checker"]
@@ -186,6 +186,21 @@ class Complaint:
 
     kind: str
     detail: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A request, and what to do about answers and prompts that do not fit.
+
+    ``accept`` looks at an answer and says what is wrong with it, or None; it runs between the
+    arrivals of other answers, so it should take no longer than parsing does.
+    """
+
+    request: Request
+    accept: Callable[[Reply], Complaint | None] | None = None
+    #: The same question with fewer examples, for a prompt that is too long for the model; None
+    #: once no more can be left out.
+    shorter: Callable[[], Question | None] | None = None
 
 
 class CallError(Exception):

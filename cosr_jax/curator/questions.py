@@ -5,8 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from cosr_jax.curator.calls import Complaint, Reply, Role
-from cosr_jax.curator.client import Question
+from cosr_jax.curator.calls import Complaint, Question, Reply, Role
 from cosr_jax.curator.parsing import parse
 from cosr_jax.curator.prompts import LEAST_TOKENS, Prompt
 from cosr_jax.curator.proving import Judge

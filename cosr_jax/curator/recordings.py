@@ -7,15 +7,22 @@ that failed once and was answered when asked again replays in that order.
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cosr_jax.curator.calls import CallError, Complaint, Reply, Request
+from cosr_jax.curator.llm_config import CuratorLlmConfig
 from cosr_jax.types import UserError
+
+_log = logging.getLogger(__name__)
 
 _FORMAT = 1
 
@@ -105,6 +112,112 @@ class Recordings:
         if entry.get("sha256") != _digest(entry.get("payload")):
             raise ValueError("its content does not match its checksum")
         return entry["payload"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """An outcome from disk."""
+
+    outcome: Reply | CallError
+    is_charged: bool  # it costs this run what it cost when it was new
+
+
+class Archive:
+    """What the client keeps of its calls: nothing, good answers, or everything, by ``mode``.
+
+    In the modes record and replay an outcome costs what it cost, the first time that a run meets
+    it, so that a run takes the same turns when it is replayed, or resumed.  What a cache holds is
+    free.
+
+    Raises:
+      UserError: the mode needs a folder, and there is none.
+    """
+
+    def __init__(self, config: CuratorLlmConfig):
+        if config.mode != "live" and not config.folder:
+            raise UserError(
+                f"config.curator.llm.folder: '' with mode {config.mode!r}",
+                "name the folder of the recorded answers",
+            )
+        self.mode = config.mode
+        self.unwritten = 0  # answers that the disk did not take
+        self._recordings = Recordings(Path(config.folder))
+        self._failures: collections.Counter[str] = collections.Counter()  # met, by key
+        self._answered: set[str] = set()  # keys whose answer was met
+
+    @property
+    def damaged(self) -> int:
+        """Entries that were found damaged."""
+        return self._recordings.damaged
+
+    def find(self, key: str, role: str) -> Kept | None:
+        """The outcome of a question on disk, if the mode wants it.
+
+        Raises:
+          UserError: a replay has no recording of it, or a damaged one.
+        """
+        if self.mode == "live":
+            return None
+        n = self._failures[key]
+        payload: dict[str, Any] | None
+        if self.mode == "replay":
+            payload = self._recordings.replay(key, n, role)
+        else:
+            payload = self._recordings.read(key, n)
+        if payload is None:
+            return None
+        if "error" in payload:
+            outcome: Reply | CallError = CallError.from_dict(payload["error"])
+        else:
+            outcome = dataclasses.replace(Reply.from_dict(payload["reply"]), from_cache=True)
+        is_charged = self.mode != "cache" and key not in self._answered
+        self._met(key, outcome)
+        return Kept(outcome, is_charged)
+
+    def rejected(self, kept: Kept, complaint: Complaint) -> Kept | None:
+        """What an answer is worth that the parser no longer takes: in a cache, nothing."""
+        if self.mode == "cache":
+            return None
+        error = CallError(complaint.kind, "rejected", complaint.detail, spent=kept.outcome.spent)
+        return dataclasses.replace(kept, outcome=error)
+
+    def keep(self, key: str, request: Request, outcome: Reply | CallError) -> None:
+        """Takes the outcome of a call.
+
+        Raises:
+          UserError: a recording cannot be written.
+        """
+        is_error = isinstance(outcome, CallError)
+        if self.mode == "live" or (self.mode == "cache" and is_error):
+            return
+        name = "error" if is_error else "reply"
+        payload = {"request": request.to_dict(), name: outcome.to_dict()}
+        try:
+            self._recordings.write(key, self._failures[key], payload)
+        except OSError as error:
+            if self.mode == "record":
+                raise UserError(
+                    f"config.curator.llm.folder: {self._recordings.folder}: {error}",
+                    "make room, or record to another folder",
+                ) from error
+            self.unwritten += 1
+            _log.warning("an answer could not be cached: %s", error)
+        self._met(key, outcome)
+
+    def _met(self, key: str, outcome: Reply | CallError) -> None:
+        if isinstance(outcome, CallError):
+            self._failures[key] += 1
+        else:
+            self._answered.add(key)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As JSON-serialisable values."""
+        return {"failures": dict(self._failures), "answered": sorted(self._answered)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores ``state_dict``'s values."""
+        self._failures = collections.Counter(state["failures"])
+        self._answered = set(state["answered"])
 
 
 def _digest(payload: Any) -> str:

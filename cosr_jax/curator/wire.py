@@ -90,22 +90,31 @@ class _TooLarge(Exception):
     """The body went over ``MAX_BODY_BYTES``."""
 
 
+def require_openai() -> None:
+    """Imports the ``openai`` package.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        import openai  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "the language-model curator needs the openai package",
+            "pip install 'cosr-jax[llm]', or set config.curator.kind to procedural",
+        ) from error
+
+
 class Connection:
     """An open client of one endpoint; belongs to the event loop that it is used in.
 
     Raises:
-      UserError: the ``openai`` package or the API key is missing.
+      UserError: the API key is missing.
     """
 
     def __init__(self, endpoint: Endpoint):
-        try:
-            import httpx2
-            import openai
-        except ImportError as error:
-            raise UserError(
-                "the language-model curator needs the openai package",
-                "pip install 'cosr-jax[llm]', or set config.curator.kind to procedural",
-            ) from error
+        import httpx2
+        import openai
 
         async def cap(response: httpx2.Response) -> None:
             response.stream = _capped(response)
@@ -126,6 +135,8 @@ class Connection:
                 event_hooks={"response": [cap]},
             ),
         )
+        # From the environment: these are OpenAI's, and other hosts have no business with them.
+        self._client.organization = self._client.project = None
 
     async def close(self) -> None:
         """Drops the connections."""
@@ -305,11 +316,11 @@ def _count(value: Any) -> int | None:
 
 
 def counted(answer: Answer, prompt_tokens: int) -> Usage:
-    """The usage that the host told, or else one counted from the text."""
-    if answer.usage is not None:
-        return answer.usage
+    """The usage that the host told, or else (or if it told of no tokens) one from the text."""
     texts = (answer.content, answer.reasoning, answer.refusal)
     completion = sum(estimate_tokens(text) for text in texts if text)
+    if answer.usage is not None and (answer.usage.completion_tokens or not completion):
+        return answer.usage
     reasoning = estimate_tokens(answer.reasoning or "")
     return Usage(prompt_tokens, completion, reasoning, is_estimated=True)
 

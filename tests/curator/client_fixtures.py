@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from cosr_jax.curator.calls import CallError, Complaint, Message, Reply, Request
-from cosr_jax.curator.client import Client, Question
+from cosr_jax.curator.calls import CallError, Complaint, Message, Question, Reply, Request
+from cosr_jax.curator.client import Client
 from cosr_jax.curator.llm_config import CuratorLlmConfig
 
 REQUEST = Request(

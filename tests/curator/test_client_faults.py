@@ -1,6 +1,7 @@
 """Everything that a server can do to the client, over real sockets."""
 
 import json
+import re
 import socket
 import time
 
@@ -12,8 +13,8 @@ import openai_server as server_acts
 from client_fixtures import REQUEST, SkippingClock, make_client, must_be_long, outcome
 from openai_server import OpenAiServer, answer, completion, error, reply, reply_json
 
-from cosr_jax.curator.calls import KINDS, CallError, Reply
-from cosr_jax.curator.client import Client, Question
+from cosr_jax.curator.calls import KINDS, CallError, Question, Reply
+from cosr_jax.curator.client import Client
 from cosr_jax.curator.llm_config import CuratorLlmConfig
 from cosr_jax.curator.wire import MAX_BODY_BYTES
 
@@ -277,6 +278,14 @@ def test_the_key_is_sent_and_never_told(server, monkeypatch, caplog):
     everything = "\n".join([str(failure), str(told), str(client.state_dict()), caplog.text])
     assert "Incorrect API key" in everything
     assert "secret" not in everything
+
+
+def test_openais_own_headers_go_to_no_other_host(server, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-openai")
+    monkeypatch.setenv("OPENAI_ORG_ID", "org-secret")
+    monkeypatch.setenv("OPENAI_PROJECT_ID", "project-secret")
+    outcome(make_client(server.url))
+    assert not re.search("sk-of-openai|secret", str(server.headers[0]))
 
 
 def test_a_key_does_not_follow_a_redirect(server, monkeypatch):

@@ -10,8 +10,7 @@ pytest.importorskip("openai")
 from client_fixtures import REQUEST, make_client, must_be_long, outcome
 from openai_server import OpenAiServer, answer, error, refused_url
 
-from cosr_jax.curator.calls import CallError, Reply
-from cosr_jax.curator.client import Question
+from cosr_jax.curator.calls import CallError, Question, Reply
 from cosr_jax.curator.recordings import Recordings
 from cosr_jax.types import UserError
 
@@ -35,7 +34,7 @@ def test_a_cached_answer_costs_nothing(server, tmp_path):
     assert second == dataclasses.replace(first, from_cache=True)
     assert len(server.requests) == 1
     assert client.budget.spent_in_run.calls == 0
-    assert client.stats()["cache/hits"] == 1
+    assert client.stats()["kept"] == 1
     assert "tokens/analyst/prompt" not in client.stats()
 
 
@@ -100,7 +99,7 @@ def test_a_damaged_entry_is_noticed_and_dropped(server, tmp_path, damage):
     )
     client = make_client(server.url, **settings)
     assert not outcome(client).from_cache
-    assert client.stats()["cache/damaged"] == 1
+    assert client.stats()["damaged"] == 1
     assert outcome(make_client(server.url, **settings)).from_cache
 
 
@@ -125,7 +124,7 @@ def test_a_full_disk_stops_a_recording_and_not_a_cache(server, tmp_path, monkeyp
     monkeypatch.setattr("os.fsync", full)
     client = make_client(server.url, mode="cache", folder=str(tmp_path))
     assert outcome(client).content == GOOD
-    assert client.stats()["cache/unwritten"] == 1
+    assert client.stats()["unwritten"] == 1
     with pytest.raises(UserError, match="No space"):
         outcome(make_client(server.url, mode="record", folder=str(tmp_path)))
 
@@ -166,6 +165,21 @@ def test_a_replay_takes_the_same_turns_without_a_server(server, tmp_path):
     assert replays[0].budget.state_dict() == client.budget.state_dict()
     for name in ("tokens/analyst/prompt", "tokens/analyst/completion", "spent/tokens"):
         assert replays[0].stats()[name] == client.stats()[name]
+
+
+def test_equal_questions_of_a_batch_are_asked_and_paid_for_once(server, tmp_path):
+    settings = {"mode": "record", "folder": str(tmp_path)}
+    client = make_client(server.url, **settings)
+    found = client.ask_all([Question(REQUEST)] * 3) + client.ask_all([Question(REQUEST)] * 2)
+    assert {o.content for o in found} == {GOOD} and len(server.requests) == 1
+    replay = make_client(server.url, **{**settings, "mode": "replay"})
+    replay.ask_all([Question(REQUEST)] * 3)
+    assert client.budget.spent_in_run.calls == replay.budget.spent_in_run.calls == 1
+    replay.load_state_dict(json.loads(json.dumps(replay.state_dict())))
+    replay.ask_all([Question(REQUEST)])
+    assert replay.budget.spent_in_run.calls == 1
+    make_client(server.url).ask_all([Question(REQUEST)] * 3)
+    assert len(server.requests) == 4, "live, each is asked"
 
 
 def test_a_replay_needs_no_key(server, tmp_path, monkeypatch):
