@@ -93,18 +93,19 @@ _READS_STDIN = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\(\s*0\b|\bos\.read\(\s
 
 def _choose(text: str, name: str) -> _Block | None:
     """The block of ``text`` that is the program; ``name`` is its entry point, "" for a script."""
-    fenced = [block for block in _fenced(text) if block.label not in _NO_PROGRAMS]
+    blocks = _fenced(text)
+    fenced = [block for block in blocks if block.label not in _NO_PROGRAMS]
     ours = [block for block in fenced if block.label not in _FOREIGN]
-    loose = list(_unfenced(text, fenced))
+    loose = list(_unfenced(text, blocks))
     if name:
         others = [block for block in fenced if block.label in _FOREIGN]
-        for blocks in (ours, loose, others):
-            for block in reversed(blocks):
+        for sources in (ours, loose, others):
+            for block in reversed(sources):
                 if _defines(block.code, name):
                     return block
     else:
-        for blocks in (ours, loose):
-            for block in reversed(blocks):
+        for sources in (ours, loose):
+            for block in reversed(sources):
                 if _READS_STDIN.search(_without_strings(block.code)):
                     return block
     for block in reversed(ours):
@@ -160,7 +161,7 @@ _RUN = re.compile(r"`{3,}|^(?P<indent>[ \t]*)~{3,}", re.MULTILINE)
 _PREFIX = re.compile(r"[ \t>]*(?:(?:[-*+]|[0-9]{1,3}[.)])[ \t]+)?")
 _LABEL = re.compile(r"[ \t]*\{?[ \t]*\.?([A-Za-z][\w+#.-]*)")
 _OPENS_INLINE = re.compile(r"[ \t]*(?:def|class|import|from|async def)[ \t]+\w+|[ \t]*print\(")
-_NOTHING = re.compile(r"[ \t]*(?:(?:<\|\w+\|>|</s>|</answer>)[ \t]*)*")
+_NOTHING = re.compile(r"[ \t]*(?:(?:<\|\w+\|>|</s>)[ \t]*)*(?:</answer>.*)?")
 
 
 def _fenced(text: str) -> list[_Block]:
@@ -373,8 +374,8 @@ def _defines(code: str, name: str) -> bool:
         rf"""^(?P<indent>[ \t]*)(?:
           (?:async[ \t]+)?def[ \t]+{word}\b
         | class[ \t]+{word}\b
+        | (?:from[ \t]+[\w.]+[ \t]+)?import\b(?:[^\n(]*?|[ \t]*\([^()]*?)\b{word}\b(?![ \t]+as\b)
         | (?P<assigned>(?=[^\n(]{{0,{_MAX_TARGETS}}}\b{word}\b)[\w \t]*[,=:])
-        | (?:from[ \t]+[\w.]+[ \t]+)?import\b[^\n]*?\b{word}\b
         )""",
         re.MULTILINE | re.VERBOSE,
     )
@@ -440,7 +441,7 @@ _WORDS = re.compile(
     r"|finally|if|for|while|with|case|match|import|from|class|def|async)\b)"
     r"[*_`>#\"'(]*[A-Za-z][A-Za-z'\u2019-]*[,:.!]?[*_`\"']*(?:[ ]+[\w*`\"'(\u2019]|[ ]*$)"
 )
-_WORD_OPERATORS = re.compile(r"[\w.\])]+ (?:and|or|in|is|if|not)\b")
+_DOCSTRINGS = ('"""', "'''", 'r"""', "r'''")
 
 
 def _unfenced(text: str, fenced: Sequence[_Block]) -> Iterator[_Block]:
@@ -456,16 +457,21 @@ def _stretches(text: str) -> Iterator[_Block]:
     if not _STATEMENT.search(text):
         return
     start: int | None = None
+    comments: int | None = None  # where those right before the code start
     position = 0
     literals = _Literals(text)
     for line in re.findall(r"[^\n]*\n|[^\n]+", text):
         if start is None:
-            if _STATEMENT.match(line):
-                start = position
+            if line.startswith("#"):
+                comments = position if comments is None else comments
+            elif _STATEMENT.match(line) or line.startswith(_DOCSTRINGS):
+                start = position if comments is None else comments
                 literals.restart(position)
+            elif line.strip():
+                comments = None
         elif _is_prose(line) and not literals.cover(position):
             yield _Block("", text[start:position], True, (start, position))
-            start = None
+            start = comments = None
         position += len(line)
     if start is not None:
         yield _Block("", text[start:], False, (start, position))
@@ -474,9 +480,4 @@ def _stretches(text: str) -> Iterator[_Block]:
 def _is_prose(line: str) -> bool:
     if _BULLET.match(line):
         return True
-    return bool(
-        not line[:1].isspace()
-        and _WORDS.match(line)
-        and not _STATEMENT.match(line)
-        and not _WORD_OPERATORS.match(line)
-    )
+    return bool(not line[:1].isspace() and _WORDS.match(line) and not _STATEMENT.match(line))

@@ -2,7 +2,8 @@ r"""Finds the final answer in a completion: the one extractor for data, reward a
 
 Forms, in the order in which they are looked for:
 
-  boxed       ``\boxed{x}``, the last one; if that is empty or unclosed there is no answer
+  boxed       ``\boxed{x}`` or ``\fbox{x}``, the last one; if that is empty or unclosed there is
+              no answer, nor if "or", "and" or a comma joins it to a box of another value
   answer_tag  ``<answer>x</answer>``, the last one; likewise
   hashes      a line ``#### x`` (the form of GSM8K's worked solutions, arXiv:2110.14168)
   phrase      "the answer is x", "Answer: x"; the last one that is followed by a value
@@ -23,8 +24,8 @@ import dataclasses
 import re
 from collections.abc import Callable
 
-#: Raised with every change of what is extracted; recorded beside evaluations.
-EXTRACTOR_VERSION = 1
+#: Raised with every change of what is extracted, answers and programs; recorded beside evaluations.
+EXTRACTOR_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +74,8 @@ def extract_answer(text: str, finish_reason: str = "stop") -> Extraction:
 
 _HARMONY_CHANNEL = "<|channel|>"
 _HARMONY_FINAL = re.compile(r"<\|channel\|>\s*final\b[^<]*(?:<\|constrain\|>[^<]*)?<\|message\|>")
+# A mark right behind a quote that is closed on the line is a string of a program or a mention.
+_THINK = re.compile(r"""(?P<quote>["'`])</?think>[^"'`\n]*(?P=quote)|(?P<mark></?think>)""")
 _HARMONY_END = re.compile(r"<\|(?:end|return|start|call|channel)\|>")
 _END_TOKENS = (
     *(f"<|{name}|>" for name in ("im_end", "endoftext", "end_of_text", "eot_id", "eom_id")),
@@ -91,8 +94,12 @@ def final_text(text: str) -> str:
         if not headers:
             return ""
         text = _HARMONY_END.split(text[headers[-1].end() :], maxsplit=1)[0]
-    text = _without_end_tokens(text).rpartition("</think>")[2]
-    return "" if "<think>" in text else text
+    text = _without_end_tokens(text)
+    marks = [m for m in _THINK.finditer(text) if m["mark"]]
+    ends = [m.end() for m in marks if m["mark"] == "</think>"]
+    start = ends[-1] if ends else 0
+    has_draft = any(m.start() >= start for m in marks)
+    return "" if has_draft else text[start:]
 
 
 def _without_end_tokens(text: str) -> str:
@@ -108,17 +115,29 @@ def _without_end_tokens(text: str) -> str:
 # Half-open range of characters.  An empty one says: the form is there, but holds no answer.
 Span = tuple[int, int]
 
-_BOX = re.compile(r"\\boxed\s*\{")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_BETWEEN_BOXES = re.compile(r"[\s$\\()]*(?:,|;|,?\s*(?:or|and|and/or)\b)[\s$\\()]*")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_MAX_JOINT = 40
 
 
 def _boxed(text: str) -> Span | None:
-    span, position = None, 0
+    span: Span | None = None
+    position, is_alternative = 0, False
     while match := _BOX.search(text, position):
         end = _closing_brace(text, match.end())
         if end is None:
             return (len(text), len(text))
+        is_joined = match.start() - position <= _MAX_JOINT and bool(
+            _BETWEEN_BOXES.fullmatch(text, position, match.start())
+        )
+        is_other = (
+            span is not None and text[slice(*span)].strip() != text[match.end() : end].strip()
+        )
+        is_alternative = is_joined and (is_alternative or is_other)
         span, position = (match.end(), end), end + 1
+    if is_alternative:
+        return (len(text), len(text))
     if span and (inner := _BOX.search(text, *span)) and not text[span[0] : inner.start()].strip():
         end = _closing_brace(text, inner.end())
         if end is not None and not text[end + 1 : span[1]].strip():
@@ -142,7 +161,10 @@ def _answer_tag(text: str) -> Span | None:
         return None
     start += len("<answer>")
     end = text.find("</answer>", start)
-    return (start, end) if end >= 0 else (len(text), len(text))
+    if end < 0:
+        return (len(text), len(text))
+    phrase = _PHRASE.search(text, start, end)
+    return (phrase.end(), end) if phrase else (start, end)
 
 
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
@@ -153,11 +175,27 @@ _UNIT = r"(?: ?\\?%|(?: ?(?:square|cubic))? ?\u00b0?[A-Za-z]+(?:[\^/][A-Za-z0-9]
 _PLAIN = rf"[-\u2212+]?[$\u20ac\u00a3]?{_UNSIGNED}{_UNIT}?"
 _NAME = r"[A-Za-z]\w? ?= ?"
 _VALUE = re.compile(
-    rf"(?:{_NAME})?{_PLAIN}(?:(?:, ?|; ?| ){_PLAIN})*|[(\[{{]{_SIGNED}(?:, ?{_SIGNED})*[)\]}}]"
+    rf"(?:{_NAME})?{_PLAIN}(?:(?:, ?|; ?|,? and | ){_PLAIN})*"
+    rf"|[(\[{{]{_SIGNED}(?:, ?{_SIGNED})*[)\]}}]"
 )
-_LEADING_NUMBER = re.compile(rf"(?:{_NAME})?[$\u20ac\u00a3]?{_SIGNED}(?: ?\\?%)?(?![\w.^!*/+])")
-_MATHS = re.compile(r"\$\$?([^$\n]+)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]")
-_WORD = re.compile(r"\S{1,64}")
+_LEADING_NUMBER = re.compile(
+    rf"(?:{_NAME})?[$\u20ac\u00a3]?{_SIGNED}(?: ?\\?%)?(?:(?:, | and |, and ){_SIGNED})*"
+    r"(?![\w.^!*/+]| ?[\\{|^*/+:]| ?[(\[](?![A-Za-z]{2}))"
+)
+_MATHS = re.compile(r"\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\((.{1,999}?)\\\)|\\\[((?s:.{1,999}?))\\\]")
+# Words are prose, but for the names of functions and those in \text{...}.
+_SHORT = (
+    r"(?!(?i:i|a|an|as|at|be|by|do|he|if|in|is|it|me|my|no|of|on|or|so|to|up|us|we)(?![A-Za-z]))"
+    r"[A-Za-z]{1,2}(?![A-Za-z])"
+)
+_EXPRESSION = re.compile(
+    r"(?:[A-Za-z]\w? ?= ?)?(?:\\(?:text|mathrm) ?\{[^{}]*\}|\\[A-Za-z]+|\\[^A-Za-z]"
+    r"|(?:sqrt|pi|sin|cos|tan|log|ln|exp)(?![A-Za-z])"
+    rf"|{_SHORT}|[^A-Za-z=\\\n?:])+"
+)
+_MAX_EXPRESSION = 300
+_SIGN_OF_MATHS = re.compile(r"[0-9\\^=<>(\[{]")
+_WORD = re.compile(r"\S{1,64}|no (?:real )?solutions?|all real numbers|does not exist")
 _MARKS = " \t\n*_`\"'"
 _SENTENCE_END = re.compile(r"[.!?;](?=\s|[*_`]*\Z)|\n")
 _ALTERNATIVES = re.compile(
@@ -186,9 +224,7 @@ def _hashes(text: str) -> Span | None:
 def _phrase(text: str) -> Span | None:
     found, position = None, 0
     while match := _PHRASE.search(text, position):
-        start = match.end()
-        stop = _SENTENCE_END.search(text, start)
-        position = stop.start() if stop else len(text)
+        start, position = _sentence(text, match.end())
         if _ALTERNATIVES.search(text, start, position):
             found = (len(text), len(text))
             continue
@@ -198,6 +234,26 @@ def _phrase(text: str) -> Span | None:
     return found
 
 
+def _sentence(text: str, start: int) -> Span:
+    """What follows up to the end of the sentence; of a line of its own, up to the end of the line.
+
+    Formulas are stepped over: they may hold line ends and exclamation marks.
+    """
+    begin = start
+    while begin < len(text) and text[begin] in _MARKS:
+        begin += 1
+    maths = _MATHS.match(text, begin)
+    inside = maths.end() if maths else begin
+    if "\n" in text[start:begin]:
+        stop = text.find("\n", inside)
+        stop = len(text) if stop < 0 else stop
+        while stop > inside and text[stop - 1] in "." + _MARKS:
+            stop -= 1
+        return begin, stop
+    found = _SENTENCE_END.search(text, inside)
+    return begin, found.start() if found else len(text)
+
+
 def _bare(text: str) -> Span | None:
     start, end = _trim(text, 0, len(text))
     if end > start and text[end - 1] == ".":
@@ -205,8 +261,16 @@ def _bare(text: str) -> Span | None:
     maths = _MATHS.fullmatch(text, start, end)
     if maths:
         return maths.span(maths.lastindex or 0)
-    is_one = _VALUE.fullmatch(text, start, end) or _WORD.fullmatch(text, start, end)
-    return (start, end) if is_one else None
+    return (start, end) if _is_value(text, start, end) else None
+
+
+def _is_value(text: str, start: int, end: int) -> bool:
+    """Whether ``text[start:end]`` is one value and nothing else: plain, a word, or a formula."""
+    if _VALUE.fullmatch(text, start, end) or _WORD.fullmatch(text, start, end):
+        return True
+    return end - start <= _MAX_EXPRESSION and bool(
+        _EXPRESSION.fullmatch(text, start, end) and _SIGN_OF_MATHS.search(text, start, end)
+    )
 
 
 def _number(text: str) -> Span | None:
@@ -226,7 +290,7 @@ def _value(text: str, start: int, end: int) -> Span | None:
     maths = _MATHS.match(text, start, end)
     if maths:
         return maths.span(maths.lastindex or 0)
-    if _VALUE.fullmatch(text, start, end) or _WORD.fullmatch(text, start, end):
+    if _is_value(text, start, end):
         return (start, end)
     number = _LEADING_NUMBER.match(text, start, end)
     return number.span() if number else None

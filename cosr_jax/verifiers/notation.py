@@ -61,9 +61,8 @@ def normalise(text: str) -> str:
 
 
 def _without_stops(text: str) -> str:
-    while text.endswith((".", ",", ";")) and text[-2:-1] != "\\":
-        text = text[:-1].rstrip()
-    return text
+    stripped = text.rstrip(".,; ")
+    return text[: len(stripped) + 1] if stripped.endswith("\\") else stripped
 
 
 def _root(match: re.Match[str]) -> str:
