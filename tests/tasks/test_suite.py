@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cosr_jax.config import TasksConfig
 from cosr_jax.tasks import make_source
+from cosr_jax.tasks.domains import COURSES
 from cosr_jax.tasks.skills import INSTRUCTION
 from cosr_jax.tasks.splits import SPLITS, Dice, split_of
 from cosr_jax.tasks.suite import ProceduralSuite
@@ -253,10 +254,22 @@ def test_source_is_limited_by_the_config():
     assert source.cells() == ("units/1", "units/2", "addition/1", "addition/2")
 
 
+def test_one_source_draws_from_all_domains_of_the_config():
+    source = make_source(TasksConfig(domains=("code", "math"), max_level=1))
+    drawn = [source.draw(cell, 0, "train") for cell in source.cells()]
+    assert [task.cell for task in drawn] == list(source.cells())
+    assert [task.domain for task in drawn] == ["code"] * 10 + ["math"] * 9
+    names = [skill for course in COURSES.values() for skill in course.skills]
+    assert len(set(names)) == len(names)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda: make_source(TasksConfig(skills=("additon",))), ("additon", "mean addition")),
+        (lambda: make_source(TasksConfig(domains=("maths",))), ("maths", "mean math")),
+        (lambda: make_source(TasksConfig(domains=())), ("config.tasks.domains",)),
+        (lambda: make_source(TasksConfig(skills=("py_loops",))), ("py_loops", "run's domains")),
         (lambda: SUITE.draw("addition/6", 0, "train"), ("addition/6", "mean addition/")),
     ],
 )
