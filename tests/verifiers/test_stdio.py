@@ -138,16 +138,30 @@ def test_nobody_reads_the_answers():
         assert b"Traceback" not in process.stderr.read()
 
 
-def children(pid):
-    found = set()
+def descendants(pid):
+    """Pids of all live processes under ``pid``."""
+    parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except OSError:
             continue  # gone meanwhile
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.add(int(stat.parent.name))
-    return found
+        if fields[0] != "Z":
+            parents[int(stat.parent.name)] = int(fields[1])
+    found, size = {pid}, 0
+    while len(found) > size:
+        size = len(found)
+        found |= {child for child, parent in parents.items() if parent in found}
+    return found - {pid}
+
+
+def started(pid):
+    """When a process began, in ticks, to tell it from a later one with its pid; 0 if it ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] == "Z" else int(fields[19])
 
 
 @needs_proc
@@ -155,19 +169,25 @@ def children(pid):
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
 )
 def test_signals_leave_no_process_behind(number, code):
-    symbolic = math_case(1, r"\boxed{2\sqrt{2}}", r"\sqrt{8}")
-    with start() as process:
-        process.stdin.write(json.dumps(symbolic).encode() + b"\n")
+    cases = [
+        math_case(1, r"\boxed{2\sqrt{2}}", r"\sqrt{8}"),
+        {"id": 2, "limits": {"wall_s": 100}} | code_case("while True: pass", io=[("", "x")]),
+        {"id": 3, "limits": {"wall_s": 100}} | code_case("def f(): return f()", "f", "f()"),
+    ]
+    with start("--config.verifier.workers=3") as process:
+        for case in cases:
+            process.stdin.write(json.dumps(case).encode() + b"\n")
         process.stdin.flush()
-        assert json.loads(process.stdout.readline())["verdict"] == "pass"
-        workers = children(process.pid)
-        assert workers
+        found = {json.loads(process.stdout.readline())["id"] for _ in range(2)}
+        assert found == {1, 3}
+        workers = {(pid, started(pid)) for pid in descendants(process.pid)}
+        assert len(workers) >= 3  # a maths worker, a server, a program
         process.send_signal(number)
         assert process.wait(timeout=30) == code
         assert b"Traceback" not in process.stderr.read()
     deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
-        assert time.monotonic() < deadline, "a worker outlived its parent"
+    while left := {pid for pid, since in workers if started(pid) == since != 0}:
+        assert time.monotonic() < deadline, f"{left} outlived their parent"
         time.sleep(0.05)
 
 
