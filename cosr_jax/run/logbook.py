@@ -17,7 +17,7 @@ from cosr_jax.run.workdir import Workdir
 from cosr_jax.types import Outcome, Plan, RolloutGroup
 from cosr_jax.verifiers.extraction import EXTRACTOR_VERSION
 
-_PROVENANCE = f"math_answer, extractor {EXTRACTOR_VERSION}"
+_PROVENANCE = f"extractor {EXTRACTOR_VERSION}"
 
 
 class Logbook:

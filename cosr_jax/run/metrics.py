@@ -254,7 +254,8 @@ class SampleLog(JsonLinesLog):
           step: optimizer step that trains on the samples.
           round_: round of the plan.
           groups: judged groups.
-          provenance: what gave the reward: the verifier's and the extractor's name and version.
+          provenance: what gave the reward, beside the judge of the domain: the version of the
+            extractor.
         """
         for group in groups:
             for completion, verdict in zip(group.completions, group.verdicts, strict=True):
@@ -276,7 +277,7 @@ class SampleLog(JsonLinesLog):
                         "value_correct": verdict.value_correct,
                         "detail": verdict.detail,
                         "task": group.task.to_dict(),
-                        "provenance": provenance,
+                        "provenance": f"{group.task.domain} judge, {provenance}",
                     }
                 )
 

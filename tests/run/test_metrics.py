@@ -284,7 +284,7 @@ def test_a_log_shorter_than_its_checkpoint_is_named_and_left_alone(tmp_path):
 
 def test_sample_log_has_every_completion_with_its_provenance(tmp_path):
     log = SampleLog(tmp_path / "samples" / "train.jsonl")
-    log.record(5, 2, [group(), group("9", ("9", "1"), error=True)], provenance="math/1")
+    log.record(5, 2, [group(), group("9", ("9", "1"), error=True)], provenance="extractor 1")
     rows = log.rows()
     log.close()
     assert log.num_rows == len(rows) == 4
@@ -304,7 +304,7 @@ def test_sample_log_has_every_completion_with_its_provenance(tmp_path):
         "value_correct": True,
         "detail": "",
         "task": group().task.to_dict(),
-        "provenance": "math/1",
+        "provenance": "math judge, extractor 1",
     }
     assert (rows[1]["outcome"], rows[1]["category"]) == ("fail", "wrong_answer")
     assert (rows[2]["outcome"], rows[2]["reward"]) == ("error", None)  # no verdict is no 0
