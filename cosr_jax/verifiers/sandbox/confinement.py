@@ -1,3 +1,4 @@
+# ruff: noqa: PTH102, PTH106, PTH108, PTH110, PTH116
 """Isolation without namespaces: Landlock rules, a user without rights where root can give one.
 
 Weaker than namespaces: a member sees that files exist that it may not open, and shares the user and
@@ -7,7 +8,6 @@ the process ids of its neighbours; Landlock and the system call filter keep it f
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 
 from cosr_jax.verifiers.sandbox import landlock, linux
@@ -81,10 +81,7 @@ class LandlockIsolation:
         private = f"{self._base}/{place}"
         with os.scandir(private) as entries:
             for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
-                else:
-                    os.unlink(entry.path)
+                _remove(entry)
 
     def is_over(self, place: int, file_mb: int) -> bool:
         """Whether the member's files take more than they may, as far as can be seen."""
@@ -109,6 +106,16 @@ class LandlockIsolation:
         for place in self._rulesets:
             self.clean(place)
             os.rmdir(f"{self._base}/{place}")
+
+
+def _remove(entry: os.DirEntry[str]) -> None:
+    if not entry.is_dir(follow_symlinks=False):
+        os.unlink(entry.path)
+        return
+    with os.scandir(entry.path) as entries:
+        for below in entries:
+            _remove(below)
+    os.rmdir(entry.path)
 
 
 def _nobody_can_read(paths: Sequence[str]) -> bool:

@@ -33,7 +33,8 @@ PRELOAD = (
     "time",
     "typing",
 )
-PRELOAD_IF_INSTALLED = ("numpy",)
+#: Imported too, where installed.  They cost every fork: it pays for each page of its server.
+LIBRARIES = ("numpy",)
 
 
 class Sandbox:
@@ -42,15 +43,19 @@ class Sandbox:
     Args:
       layer: "auto" for the strongest that works here, or the name of one of ``layers.LAYERS``.
       preload: modules to import before the first fork, beside the usual ones.
+      libraries: the same, for modules that may not be installed.
 
     Raises:
       UserError: no layer has that name.
     """
 
-    def __init__(self, layer: str, preload: Sequence[str] = ()):
+    def __init__(
+        self, layer: str, preload: Sequence[str] = (), libraries: Sequence[str] = LIBRARIES
+    ):
         probe.check_name(layer)
         self._wanted = layer
         self._preload = (*PRELOAD, *preload)
+        self._libraries = tuple(libraries)
         self._server: ServerProcess | None = None
         self._layer = ""
 
@@ -72,7 +77,7 @@ class Sandbox:
           SandboxError: the server could not be started though the layer works.
         """
         self._layer = await probe.choose(self._wanted)
-        server = ServerProcess(self._layer, self._preload, PRELOAD_IF_INSTALLED)
+        server = ServerProcess(self._layer, self._preload, self._libraries)
         await server.start()
         await self.close()
         self._server = server

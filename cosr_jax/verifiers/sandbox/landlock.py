@@ -66,7 +66,7 @@ class Ruleset:
     def _allow(self, path: str, rights: int) -> None:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
         try:
-            if not os.path.isdir(path):  # noqa: PTH112 - the server imports no pathlib
+            if not os.path.isdir(path):  # noqa: PTH112 - as in namespaces
                 rights &= ~_DIRECTORY_RIGHTS
             rule = ctypes.create_string_buffer(struct.pack("=Qi", rights, fd))
             linux.syscall(

@@ -48,7 +48,7 @@ class NoIsolation:
 
     may_change_attributes = True
     is_watched = False
-    max_tasks = None
+    max_tasks: int | None = None
 
     def prepare(self, place: int, file_mb: int) -> None: ...
 

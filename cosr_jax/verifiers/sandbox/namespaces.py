@@ -1,3 +1,4 @@
+# ruff: noqa: PTH102, PTH103, PTH106, PTH112, PTH114, PTH115, PTH116, PTH120, PTH211
 """Isolation by namespaces: a root of read-only binds, and for each member its own processes.
 
 Two steps lead there.  ``build_root`` leaves the machine for a root that shows only what Python
@@ -135,7 +136,7 @@ class NamespaceIsolation:
 
     may_change_attributes = True
     is_watched = False
-    max_tasks = 64
+    max_tasks: int | None = 64
 
     def __init__(self, proc: int):
         self._pid_namespace = os.open("self/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
@@ -186,7 +187,8 @@ class NamespaceIsolation:
         return False
 
     def _mount_private(self, place: int, file_mb: int, how: int = 0) -> None:
-        options = f"mode=700,size={file_mb}m,nr_inodes={_MAX_FILES}"
+        size_kb = max(file_mb * 1024, 4)  # to tmpfs, 0 would mean no limit
+        options = f"mode=700,size={size_kb}k,nr_inodes={_MAX_FILES}"
         flags = linux.MS_NOSUID | linux.MS_NODEV | how
         linux.mount("tmpfs", f"{PLACES}/{place}/tmp", "tmpfs", flags, options)
         self._sizes[place] = file_mb

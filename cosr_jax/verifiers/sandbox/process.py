@@ -23,7 +23,7 @@ from cosr_jax.verifiers.sandbox import layers, wire
 
 #: Seconds of wall clock: to import the libraries, to end a killed case, to end the server itself.
 _START_S = 60.0
-_KILL_S = 20.0
+_KILL_S = 10.0
 _CLOSE_S = 2.0
 
 _SERVER_SEED = "0"  # of string hashes: the same verdict whichever server gives it
@@ -229,6 +229,7 @@ class ServerProcess:
                 stderr=subprocess.PIPE,
                 pass_fds=[theirs.fileno(), proc],
                 cwd="/",
+                start_new_session=True,  # an interrupt from the terminal is for the host
             )
         except OSError:
             self._sock.close()

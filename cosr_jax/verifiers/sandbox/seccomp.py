@@ -1,3 +1,4 @@
+# ruff: noqa: SIM905
 """Which system calls a sandbox leaves: two filters that are built once and stack.
 
 The first is a list of what is allowed, and binds the server from the moment it is warm: whatever it

@@ -1,3 +1,4 @@
+# ruff: noqa: PTH208
 """Entries that the layers' probe and the package's tests run inside a sandbox."""
 
 from __future__ import annotations

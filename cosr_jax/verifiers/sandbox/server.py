@@ -1,3 +1,4 @@
+# ruff: noqa: PTH208
 """The warm fork server: imports once, forks for every member of every case, reaps and reports.
 
 One thread and one loop.  It runs inside the isolation layer, holds no data of any case, and ends
@@ -218,6 +219,15 @@ def _isolate(boot: dict, proc: int, sock: socket.socket) -> member.Isolation:
     return NamespaceIsolation(proc)
 
 
+def _forget_signals() -> None:
+    """Undoes what the host blocks or ignores: its members are to start like any program."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # Python's own
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _warm_up(preload: list[str], optional: list[str]) -> None:
     os.environ.update({name: "1" for name in _SINGLE_THREADED})
     _import_random()
@@ -250,14 +260,17 @@ def main() -> None:
     sock = socket.socket(fileno=boot["sock"])
     proc = boot["proc"]
     try:
+        _forget_signals()
         isolation = _isolate(boot, proc, sock)
         _warm_up(boot["preload"], boot["optional"])
         if isinstance(isolation, LandlockIsolation):
             isolation.give_up_root()
-        if len(os.listdir(os.open("self/task", os.O_RDONLY, dir_fd=proc))) > 1:
+        tasks = os.open("self/task", os.O_RDONLY, dir_fd=proc)
+        if len(os.listdir(tasks)) > 1:
             raise RuntimeError("a preloaded module started a thread; such a process cannot fork")
         statm = os.open("self/statm", os.O_RDONLY, dir_fd=proc)
         pid = int(os.readlink("self", dir_fd=proc))
+        os.close(tasks)
         os.close(proc)
         server = Server(sock, isolation, statm)
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
