@@ -107,7 +107,7 @@ _PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
 
 def _collection(text: str) -> Collection | None:
     """The items of a normalised list, set, tuple or interval; None if ``text`` is one value."""
-    if quantity(text) is not None and " " not in text:
+    if not text or (quantity(text) is not None and " " not in text):
         return None
     is_set = text.startswith(r"\{") and text.endswith(r"\}")
     if is_set:
