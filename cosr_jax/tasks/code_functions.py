@@ -274,7 +274,7 @@ def strings(level: int, dice: Dice) -> Exercise:
         result = f"'{mark}'.join(w{method} for w in @.split() if len(w) {sign} {length})"
         texts = ["a bc def ghij klmno pqrstu vwxyzab cdefghij klmnopqrs", *texts, "  two   blanks "]
     else:
-        group = "".join(letters)
+        group = "".join(sorted(letters))
         does = f"@ reversed, with every character that is in '{group}' written twice"
         result = f"''.join(c * 2 if c in '{group}' else c for c in reversed(@))"
         texts = [f"{group}-{letters[0]}", *texts]
