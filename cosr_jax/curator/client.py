@@ -92,7 +92,7 @@ class Client:
             name: Breaker(config.breaker_failures, config.breaker_cooldown_s)
             for name in self.endpoints
         }
-        self.abilities = {name: Abilities() for name in self.endpoints}
+        self.abilities = {name: Abilities(e) for name, e in self.endpoints.items()}
         self.tally = Tally(on_call)
         self.clock = clock or SystemClock()
         self.rng = random.Random(seed)
@@ -185,7 +185,7 @@ class Client:
             "budget": self.budget.state_dict(),
             "archive": self.archive.state_dict(),
             "breakers": {name: b.state_dict(now) for name, b in self.breakers.items()},
-            "given_up": {name: list(a.given_up) for name, a in self.abilities.items()},
+            "abilities": {name: a.state_dict() for name, a in self.abilities.items()},
             "counts": dict(self.tally.counts),
         }
 
@@ -197,7 +197,7 @@ class Client:
         for name in self.endpoints:
             if name in state["breakers"]:
                 self.breakers[name].load_state_dict(state["breakers"][name], now)
-                self.abilities[name].given_up = list(state["given_up"][name])
+                self.abilities[name].load_state_dict(state["abilities"][name])
         self.tally.counts.clear()
         self.tally.counts.update(state["counts"])
 

@@ -56,11 +56,6 @@ class Endpoint:
         """An answered request's charge."""
         return self.cost(usage.prompt_tokens, usage.completion_tokens)
 
-    def room_for_answer(self, request: Request) -> int:
-        """Tokens that reasoning and answer may take; 0 where the prompt leaves too few."""
-        room = self.context - request.prompt_tokens
-        return min(request.max_tokens, room) if room >= _LEAST_ANSWER else 0
-
     def api_key(self) -> str:
         """The key, or a placeholder where none is needed.
 
@@ -80,30 +75,37 @@ class Endpoint:
 
 
 class Abilities:
-    """Which parameters an endpoint has refused; each is given up once and for the whole run."""
+    """What an endpoint turned out not to be able to do; it holds for the whole run."""
 
-    def __init__(self) -> None:
-        self.given_up: list[str] = []
+    def __init__(self, endpoint: Endpoint):
+        self._endpoint = endpoint
+        self._context = endpoint.context
+        self._given_up: list[str] = []  # parameters that it has refused
 
-    def body(self, endpoint: Endpoint, request: Request, **sampling: float) -> dict[str, Any]:
+    def room_for_answer(self, request: Request) -> int:
+        """Tokens that reasoning and answer may take; 0 where the prompt leaves too few."""
+        room = self._context - request.prompt_tokens
+        return min(request.max_tokens, room) if room >= _LEAST_ANSWER else 0
+
+    def body(self, request: Request, **sampling: float) -> dict[str, Any]:
         """The JSON body of an HTTP request, without what the endpoint has refused."""
         body: dict[str, Any] = {
-            "model": endpoint.model,
+            "model": self._endpoint.model,
             "messages": [
                 # A lone surrogate cannot be sent as UTF-8; json.loads makes them from "\ud800".
                 {"role": m.role, "content": m.content.encode("utf-8", "replace").decode()}
                 for m in request.messages
             ],
-            "max_tokens": endpoint.room_for_answer(request),
+            "max_tokens": self.room_for_answer(request),
             "reasoning_effort": request.effort,
             **sampling,
         }
-        if endpoint.extended_sampling:
+        if self._endpoint.extended_sampling:
             body |= {"top_k": -1, "min_p": 0.0}
         if request.schema is not None:
             schema = {"name": request.role, "schema": request.schema, "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        for name in self.given_up:
+        for name in self._given_up:
             value = body.pop(name, None)
             if name in _REPLACEMENTS and value is not None:
                 body[_REPLACEMENTS[name]] = value
@@ -124,10 +126,26 @@ class Abilities:
 
     def give_up(self, name: str) -> bool:
         """Leaves ``name`` out, or sends its replacement, from now on; whether that is news."""
-        if name in self.given_up:
+        if name in self._given_up:
             return False
-        self.given_up.append(name)
+        self._given_up.append(name)
         return True
+
+    def learn_context(self, tokens: int) -> bool:
+        """Takes the length that the server says it has; whether it is less than we thought."""
+        is_news = 2 * _LEAST_ANSWER <= tokens < self._context  # less is a slip, and would stay
+        if is_news:
+            self._context = tokens
+        return is_news
+
+    def state_dict(self) -> dict[str, Any]:
+        """As JSON-serialisable values."""
+        return {"given_up": list(self._given_up), "context": self._context}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores ``state_dict``'s values; a shorter context in the config stays."""
+        self._given_up = list(state["given_up"])
+        self._context = min(self._endpoint.context, int(state["context"]))
 
 
 def parse_endpoints(lines: tuple[str, ...]) -> dict[str, Endpoint]:

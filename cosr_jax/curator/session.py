@@ -60,9 +60,10 @@ class Session:
           CallError: no endpoint gave an answer that was accepted before the deadline.
           UserError: a recording is missing, damaged, or cannot be written.
         """
+        started = self._client.clock.now()
         while True:
             try:
-                return await self._ask(question)
+                return await self._ask(question, started)
             except CallError as error:
                 shorter = question.shorter() if question.shorter else None
                 if error.reason != "context_overflow" or shorter is None:
@@ -70,7 +71,7 @@ class Session:
                 question = shorter
                 self._client.tally.count("shortened")
 
-    async def _ask(self, question: Question) -> Reply:
+    async def _ask(self, question: Question, started: float) -> Reply:
         client, request = self._client, question.request
         key = client.key(request)
         found = client.archive.find(key, request.role)
@@ -83,8 +84,7 @@ class Session:
             if is_charged:
                 client.budget.charge(outcome.spent)
         else:
-            now = client.clock.now()
-            call = _Call(started=now, deadline=now + self._config.deadline_s)
+            call = _Call(started, deadline=started + self._config.deadline_s)
             outcome, is_charged, trail = await self._outcome(question, call), True, call.trail
             client.archive.keep(key, request, outcome)
         client.tally.finish(key, request, outcome, trail, is_charged)
@@ -134,7 +134,6 @@ class Session:
             tries += 1
             try:
                 body = client.abilities[endpoint.name].body(
-                    endpoint,
                     asked,
                     temperature=self._config.temperature,
                     top_p=self._config.top_p,
@@ -149,7 +148,7 @@ class Session:
                 self._note(endpoint, failure, call)
                 if cut is not None and _has_text(cut.content):
                     reply = self._with_totals(cut, call)
-                elif self._gives_up_parameter(endpoint, failure, body):
+                elif self._adapts(endpoint, failure, asked, body):
                     tries -= 1
                     continue
                 else:
@@ -159,7 +158,7 @@ class Session:
             complaint = question.accept(reply) if question.accept else None
             if complaint is None:
                 return reply
-            client.tally.count(f"reasked/{complaint.kind}")
+            client.tally.count(f"rejected/{complaint.kind}")
             call.trail.append(f"{endpoint.name}: rejected, {complaint.kind}")
             is_last = reasks == self._config.max_reasks or tries >= self._config.max_attempts
             if is_last or reply.finish_reason == "length":  # cut again if asked again
@@ -172,16 +171,21 @@ class Session:
         self._client.tally.count(f"attempts_failed/{failure.reason}")
         call.trail.append(f"{endpoint.name}: {failure}")
 
-    def _gives_up_parameter(
-        self, endpoint: Endpoint, failure: Failure, body: Mapping[str, Any]
+    def _adapts(
+        self, endpoint: Endpoint, failure: Failure, asked: Request, body: Mapping[str, Any]
     ) -> bool:
-        """Whether a parameter was to blame, which is not sent from now on."""
+        """Whether the server told what it cannot do, so that the next request is another."""
+        count, abilities = self._client.tally.count, self._client.abilities[endpoint.name]
+        if failure.context:
+            if abilities.learn_context(failure.context):
+                count("downgraded/context")
+                _log.warning("%s has less context than config says: %s", endpoint.name, failure)
+            return abilities.room_for_answer(asked) < _answer_tokens(body)
         if not failure.message and not failure.parameter:
             return False
-        abilities = self._client.abilities[endpoint.name]
         name = abilities.refused(body, failure.parameter, failure.message)
         if name and abilities.give_up(name):
-            self._client.tally.count(f"downgraded/{name}")
+            count(f"downgraded/{name}")
             _log.warning("%s refuses %s: %s", endpoint.name, name, failure)
         return name != ""
 
@@ -207,8 +211,10 @@ class Session:
         Raises:
           Failure: it was not sent, or brought no completion.
         """
-        if body.get("max_tokens", body.get("max_completion_tokens")) == 0:
+        if _answer_tokens(body) == 0:
             raise _ours("context_overflow", f"a prompt of {asked.prompt_tokens} tokens or so")
+        if self._client.clock.now() >= call.deadline:
+            raise self._deadline()
         await self._within(call, self._slots.acquire())
         try:
             return await self._send(endpoint, asked, body, call)
@@ -231,6 +237,7 @@ class Session:
             raise
         call.attempts += 1
         client.tally.count("attempts")
+        sent = clock.now()
         is_healthy: bool | None = None
         charge = Charge(calls=1)
         try:
@@ -243,6 +250,8 @@ class Session:
             charge = endpoint.charge(usage)
         except Failure as failure:
             is_healthy = not failure.is_sick
+            if failure.reason == "deadline" and clock.now() - sent < self._config.deadline_s / 2:
+                is_healthy = None  # it was asked late
             if failure.reason in ("timeout", "deadline"):
                 charge = endpoint.cost(asked.prompt_tokens, 0)  # it has read the prompt by then
             raise
@@ -275,7 +284,8 @@ class Session:
     async def _reserve(self, endpoint: Endpoint, asked: Request, call: _Call) -> Charge:
         """Sets the most that a request can cost aside; waits while others may yet cost less."""
         budget = self._client.budget
-        worst = endpoint.cost(asked.most_prompt_tokens, endpoint.room_for_answer(asked))
+        answer = self._client.abilities[endpoint.name].room_for_answer(asked)
+        worst = endpoint.cost(asked.most_prompt_tokens, answer)
         while True:
             room, limit = budget.room(worst)
             if room is Room.YES:
@@ -305,14 +315,21 @@ class Session:
                 return await work
         except TimeoutError:
             if left <= at_most:
-                seconds = self._config.deadline_s
-                raise _ours("deadline", f"{seconds:g} s are over", is_sick=True) from None
+                raise self._deadline() from None
             raise Failure("transport", "timeout", f"no answer in {at_most:g} s") from None
 
+    def _deadline(self) -> Failure:
+        seconds = self._config.deadline_s
+        return Failure("transport", "deadline", f"{seconds:g} s are over", is_retryable=False)
 
-def _ours(reason: str, detail: str, is_sick: bool = False) -> Failure:
-    """A request given up on this side of the line."""
-    return Failure("transport", reason, detail, is_retryable=False, is_sick=is_sick)
+
+def _ours(reason: str, detail: str) -> Failure:
+    """A request that was not sent."""
+    return Failure("transport", reason, detail, is_retryable=False, is_sick=False)
+
+
+def _answer_tokens(body: Mapping[str, Any]) -> int:
+    return body.get("max_tokens", body.get("max_completion_tokens"))
 
 
 def _has_text(text: str | None) -> bool:

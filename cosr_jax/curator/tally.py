@@ -17,7 +17,7 @@ class Tally:
 
       attempts, attempts_failed/REASON          HTTP requests
       calls/ROLE, failed/REASON, kept           questions; answered from disk
-      lengthened, reasked/KIND, shortened       asked once more, and why
+      lengthened, rejected/KIND, shortened      asked again: cut, unusable, prompt too long
       downgraded/PARAMETER, failover/ENDPOINT, breaker_opened/ENDPOINT
       tokens/ROLE/{prompt,completion,reasoning}, latency_s/ROLE, usage_estimated
 

@@ -35,6 +35,10 @@ _CONTEXT_OVERFLOW = re.compile(
 )
 
 
+#: "This model's maximum context length is 2048 tokens", "the available context size (2048 tokens)".
+_CONTEXT_TOKENS = re.compile(r"context (?:length|size|window)\D{0,20}(\d{3,8})\b", re.I)
+
+
 class Failure(Exception):
     """A request without a usable answer.
 
@@ -46,7 +50,7 @@ class Failure(Exception):
       is_sick: the server, not the request or the model, is to blame.
       retry_after_s: what the server asks for.
       parameter, message: what a 4xx error says about the request.
-      usage: what an answer that was no good has cost.
+      context: the server's context in tokens, as an overflow tells; 0: it does not tell.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class Failure(Exception):
         retry_after_s: float | None = None,
         parameter: str = "",
         message: str = "",
-        usage: Usage | None = None,
+        context: int = 0,
     ):
         super().__init__(f"{reason}: {detail}" if detail else reason)
         self.kind = kind
@@ -71,7 +75,7 @@ class Failure(Exception):
         self.retry_after_s = retry_after_s
         self.parameter = parameter
         self.message = message
-        self.usage = usage
+        self.context = context
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +136,8 @@ class Connection:
             default_headers={"Accept-Encoding": "identity"},
             http_client=openai.DefaultAsyncHttpxClient(
                 follow_redirects=False,  # questions and keys go where config says
+                # Reading the machine's certificates takes 20 ms, and plain HTTP needs none.
+                verify=endpoint.url.startswith("https:"),
                 event_hooks={"response": [cap]},
             ),
         )
@@ -216,7 +222,15 @@ def _status_failure(error: Any) -> Failure:
         message = error.body
     detail = f"HTTP {status}: {_one_line(message)}"
     if status in (400, 413, 422) and _CONTEXT_OVERFLOW.search(message):
-        return Failure("transport", "context_overflow", detail, is_retryable=False, is_sick=False)
+        told = _CONTEXT_TOKENS.search(message)
+        return Failure(
+            "transport",
+            "context_overflow",
+            detail,
+            is_retryable=False,
+            is_sick=False,
+            context=int(told[1]) if told else 0,
+        )
     is_retryable = status in _RETRYABLE or status >= 500
     return Failure(
         "server_error",

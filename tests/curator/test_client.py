@@ -241,7 +241,7 @@ def test_a_model_is_asked_again_twice_at_most(server):
     client = make_client(server.url)
     failure = outcome(client, accept=must_be_long)
     assert (failure.kind, failure.reason, failure.attempts) == ("schema", "rejected", 3)
-    assert client.stats()["reasked/schema"] == 3
+    assert client.stats()["rejected/schema"] == 3
 
 
 def test_a_cut_answer_that_is_rejected_is_not_asked_for_a_third_time(server):
@@ -300,6 +300,52 @@ def test_the_answer_gets_what_the_context_leaves(server):
     long = Request("analyst", (Message("user", "x" * 9_000),))
     assert outcome(client, long).reason == "context_overflow"
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "This model's maximum context length is 2048 tokens. However, you requested 8400 tokens",
+        "'max_tokens' is too large: 8192. This model's maximum context length is 2048 tokens and "
+        "your request has 90 input tokens (8192 > 2048 - 90).",
+        "request (8400 tokens) exceeds the available context size (2048 tokens)",
+    ],
+)
+def test_a_context_shorter_than_configured_is_learnt_once(server, message):
+    server.play(*[after(0.05, error(400, message))] * 3)
+    client = make_client(server.url, max_attempts=1)
+    assert all(isinstance(o, Reply) for o in client.ask_all(numbered(3)))
+    assert {r["max_tokens"] for r in server.requests[3:]} == {2048 - REQUEST.prompt_tokens}
+    assert client.stats()["downgraded/context"] == 1
+    other = make_client(server.url)
+    other.load_state_dict(json.loads(json.dumps(client.state_dict())))
+    outcome(other)
+    assert server.requests[-1]["max_tokens"] == 2048 - REQUEST.prompt_tokens
+
+
+def test_shortening_prompts_does_not_stretch_the_deadline(server):
+    clock = SkippingClock()
+
+    def overflow(exchange):
+        clock.waits.append(200.0)  # each overflow takes a while
+        error(400, "context length exceeded")(exchange)
+
+    server.otherwise = overflow
+
+    def question():
+        return Question(REQUEST, shorter=question)
+
+    with pytest.raises(CallError) as caught:
+        make_client(server.url, clock=clock).ask(question())
+    assert (caught.value.reason, len(server.requests)) == ("deadline", 3)
+
+
+def test_a_call_that_came_late_says_nothing_about_the_server(server):
+    server.otherwise = after(0.25, answer(GOOD))
+    client = make_client(server.url, concurrency=1, deadline_s=0.35, breaker_failures=1)
+    outcomes = client.ask_all(numbered(2))
+    assert isinstance(outcomes[0], Reply) and outcomes[1].reason == "deadline"
+    assert client.stats()["breaker_open/a"] == 0
 
 
 # --- limits
@@ -494,9 +540,11 @@ def test_an_interrupt_ends_the_calls_and_gives_back_what_they_reserved(server):
     client = make_client(server.url, tokens_per_run=200_000)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        client.ask_all(numbered(6))
-    timer.join()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            client.ask_all(numbered(6))
+    finally:
+        timer.cancel()
     server.otherwise = answer(GOOD)
     assert all(isinstance(o, Reply) for o in client.ask_all(numbered(6)))
 

@@ -88,7 +88,7 @@ FINAL = {
     "404": (error(404, "The model `x` does not exist."), "server_error", "http_404"),
     "307": (reply(b"", 307, {"Location": "http://127.0.0.1:9/v1"}), "server_error", "http_307"),
     "context": (
-        error(400, "This model's maximum context length is 2048 tokens."),
+        error(400, "The prompt is longer than the model's maximum context length."),
         "transport",
         "context_overflow",
     ),

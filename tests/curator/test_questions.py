@@ -54,7 +54,7 @@ def test_a_claim_without_evidence_is_asked_for_again_and_then_kept(server):
     result = parse("analysis", reply, prompt.context)
     assert [w["evidence_task_ids"] for w in result.value["weaknesses"]] == [[shown[0]]]
     assert result.dropped_ids == ("id-invented",)
-    assert client.stats()["reasked/all_dropped"] == 1
+    assert client.stats()["rejected/all_dropped"] == 1
     assert "evidence_task_ids cites no known id" in server.requests[1]["messages"][-1]["content"]
 
 
