@@ -229,9 +229,7 @@ def _candidates(
     """
     key = ITEMS_KEY[schema]
     if isinstance(value, str) and codes:
-        for inner in _decoded(value):
-            yield from _candidates(schema, inner, wraps=wraps, codes=0)
-        return
+        value, codes = next(iter(_decoded(value)), None), 0
     is_cut = isinstance(value, CutDict | CutList)
     if isinstance(value, list):
         answers = [item for item in value if isinstance(item, dict) and key in item]
@@ -251,15 +249,12 @@ def _candidates(
     items = value.get(key)
     if isinstance(items, str) and codes:
         items = next(iter(_decoded(items)), None)
+    inner = next(iter(value.values())) if len(value) == 1 else None
     if key and isinstance(items, list):
         yield _Candidate(items, is_cut or isinstance(items, CutList))
     elif error := _reported(value):
         yield _Candidate(error=error, detail="it is a report of an error")
-    elif (
-        len(value) == 1
-        and wraps
-        and isinstance(inner := next(iter(value.values())), dict | list | str)
-    ):
+    elif wraps and (isinstance(inner, dict | list) or (isinstance(inner, str) and _decoded(inner))):
         for candidate in _candidates(schema, inner, wraps=0, codes=codes):
             yield dataclasses.replace(candidate, is_cut=candidate.is_cut or is_cut)
     elif schema == "plan":

@@ -90,9 +90,9 @@ class Found:
 def values(text: str) -> Iterator[Found]:
     """The outermost objects and lists of ``text``, in order.
 
-    A bracket behind which nothing can be read is taken for prose.  Behind a value that broke off
-    the next one is looked for where a line opens a fence or a bracket: anything else may stand
-    inside a string of the broken one.
+    A bracket behind which nothing can be read is taken for prose.  Behind the break of a value that
+    was never closed, the next one is looked for where a line opens a fence or a bracket, or where
+    reasoning ends: anything else may stand inside a string of the broken one.
     """
     reader = _Reader(text)
     fuel = _EFFORT * len(text)
@@ -106,15 +106,15 @@ def values(text: str) -> Iterator[Found]:
         found = reader.read(match.start())
         fuel -= found.end - found.start
         position = found.end
-        if found.is_closed or found.is_clean or reader.has_member:
+        if found.is_closed or reader.has_member or reader.error_at is None:
             yield found
-        if found.is_closed or reader.is_too_deep:
+        if found.is_closed or (reader.is_hopeless and reader.error_at == found.end):
             continue
-        if reader.has_member:
-            again = _RESTART.search(text, position)
-            position = again.end() if again else len(text)
-        else:
+        if not reader.has_member:
             position = found.start + 1
+        elif reader.error_at is not None:
+            again = _RESTART.search(text, reader.error_at)
+            position = again.end() if again else len(text)
 
 
 #: Characters read, per character of a text, before broken beginnings are given up.
@@ -139,12 +139,23 @@ _QUOTES = {
     **{"\u201c": "\u201d\u201c", "\u201d": "\u201d", "\u201e": "\u201c\u201d"},
     **{"\u2018": "\u2019\u2018"},
 }
-_PLAIN = {quote: re.compile(rf"[^\\{closers}]*+") for quote, closers in _QUOTES.items()}
 #: A quote closes its string where the grammar can go on: before a delimiter, a comment, the end,
 #: or the next key of an object whose comma is missing.  Elsewhere it belongs to the string.
-_AFTER_STRING = re.compile(rf"{_SPACE}*+(?:[,:}}\]\#]|/[/*]|\Z|[\"'][A-Za-z_]\w*+[\"']{_SPACE}*+:)")
+_AFTER_STRING = rf"{_SPACE}*+(?:[,:}}\]\#]|/[/*]|\Z|[\"'][A-Za-z_]\w*+[\"']{_SPACE}*+:)"
 #: "a" "b" and "a" + "b": an expression, which nobody evaluates here.
-_JOINED = re.compile(rf"{_SPACE}*+\+{_SPACE}*+[\"']|{_SPACE}++[\"']")
+_JOINED = rf"{_SPACE}*+\+{_SPACE}*+[\"']|{_SPACE}++[\"']"
+#: Opening quote -> everything up to the quote that closes the string or breaks it.
+_BODY = {
+    quote: re.compile(
+        rf"(?:[^\\{closers}]++|\\.|[{closers}](?!{_AFTER_STRING}|{_JOINED}))*+", re.DOTALL
+    )
+    for quote, closers in _QUOTES.items()
+}
+_CLOSES = re.compile(_AFTER_STRING)
+_TRIPLE = {
+    quote: re.compile(rf"(?:[^\\{quote}]++|\\.|{quote}(?!{quote}{quote}))*+", re.DOTALL)
+    for quote in "\"'"
+}
 _ESCAPES = {
     **{"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"},
     **{"/": "/", "\\": "\\", '"': '"', "'": "'", "`": "`"},
@@ -152,10 +163,16 @@ _ESCAPES = {
 _ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
 _SURROGATES = re.compile(r"[\ud800-\udbff][\udc00-\udfff]")
 
-_START = re.compile(r"[{\[]")
-_RESTART = re.compile(r"^(?:[ \t]*```|(?=[{\[]))", re.MULTILINE)
+#: An object that opens with a key, or ends at once; or a list.
+_START = re.compile(
+    rf"\[|\{{(?={_SPACE}*+(?:[\"'`\u201c\u201e\u2018}}\#/\\]|\Z|[A-Za-z_$][\w$-]*+{_SPACE}*+:))"
+)
+_RESTART = re.compile(r"^(?:[ \t]*```|(?=[{\[]))|<\|message\|>|</think", re.MULTILINE)
+#: Frames of the chat format: outside a string they end whatever is open.
+_MARK = re.compile(r"<\||</?think|```")
 #: What matters outside strings.  An apostrophe behind a letter opens no string.
-_STRUCTURE = re.compile(r"[{}\[\],\"\u201c\u201e]|(?<!\w)['`\u2018]")
+_STRUCTURE = re.compile(rf"{_MARK.pattern}|[{{}}\[\],\"\u201c\u201e]|(?<!\w)['`\u2018]")
+_GOES_ON = re.compile(rf"{_SPACE}*+,{_SPACE}*+\"")
 _CLOSER = {"{": "}", "[": "]"}
 #: A value whose own quotes are escaped: encoded as a string once more.
 _ENCODED = re.compile(r"[{\[](?:\s|\\[nrt]|[{\[])*+\\\"")
@@ -202,15 +219,20 @@ class _Reader:
 
     def __init__(self, text: str):
         self._text = text
-        self.has_member = False  # the last value read has a key with a colon somewhere
-        self.is_too_deep = False
+        # Of the last value read:
+        self.has_member = False  # a key with a colon is in it
+        self.is_hopeless = False  # it ended at a mark, or too deep: nothing of it follows
+        self.error_at: int | None = None  # where the grammar failed first
+        self._string: int | None = None  # where the last token begins, if it is a string
+        self._string_before: int | None = None  # the same of the token before it
 
     def read(self, start: int) -> Found:
         """What opens at ``start``."""
-        self.has_member = self.is_too_deep = False
+        self.has_member = self.is_hopeless = False
+        self.error_at = self._string_before = self._string = None
         opener = self._text[start]
         stack = [_Frame(_CLOSER[opener], "key" if opener == "{" else "value")]
-        position, is_clean = start + 1, True
+        position = start + 1
         while True:
             try:
                 position = self._step(stack, position)
@@ -218,29 +240,36 @@ class _Reader:
                 position = len(self._text)
                 break
             except _Broken as error:
-                is_clean = False
+                if self.error_at is None:  # a string just before may be longer than was meant
+                    is_behind = self._string_before is not None
+                    self.error_at = self._string_before if is_behind else error.position
                 try:
                     position = self._recovered(stack, error.position)
                 except _Cut:
                     position = len(self._text)
                     break
-                except _Broken:
-                    position = error.position
+                except _Broken as end:
+                    position = end.position
                     break
             if stack[0].expects == "end":
-                return Found(stack[0].closed(), start, position, True, is_clean)
+                value = stack[0].closed()
+                return Found(value, start, position, True, self.error_at is None)
         child = stack.pop().cut()
         while stack:
             stack[-1].add(child)
             child = stack.pop().cut()
-        return Found(child, start, position, False, is_clean)
+        return Found(child, start, position, False, self.error_at is None)
 
     def _step(self, stack: list[_Frame], position: int) -> int:
         """Reads one token; returns where the next one may begin."""
+        self._string_before, self._string = self._string, None
         position = _blank(self._text, position)
         if position == len(self._text):
             raise _Cut
         char, frame = self._text[position], stack[-1]
+        if char in "<`" and _MARK.match(self._text, position):
+            self.is_hopeless = True
+            raise _Broken(position)
         is_object = frame.closer == "}"
         if char == frame.closer and frame.expects not in ("colon", "value" if is_object else ""):
             if len(stack) == 1:
@@ -268,7 +297,7 @@ class _Reader:
             return position
         if char in _CLOSER:
             if len(stack) == _MAX_DEPTH:
-                self.is_too_deep = True
+                self.is_hopeless = True
                 raise _Broken(position)
             stack.append(_Frame(_CLOSER[char], "key" if char == "{" else "value"))
             return position + 1
@@ -278,7 +307,10 @@ class _Reader:
 
     def _key(self, position: int) -> tuple[str, int]:
         if self._text[position] in _QUOTES:
-            return self.string(position)
+            key, end = self._string_at(position)
+            if "\n" in key:
+                raise _Broken(position)
+            return key, end
         name = _NAME.match(self._text, position)
         if name is None:
             raise _Broken(position)
@@ -287,7 +319,7 @@ class _Reader:
     def _scalar(self, position: int) -> tuple[Any, int]:
         text = self._text
         if text[position] in _QUOTES:
-            return self.string(position)
+            return self._string_at(position)
         for pattern in (_NUMBER, _LITERAL):
             match = pattern.match(text, position)
             if match and match.end() == len(text):
@@ -304,29 +336,19 @@ class _Reader:
             raise _Broken(word.end())
         return BROKEN, word.end()
 
-    def string(self, position: int) -> tuple[str, int]:
+    def _string_at(self, position: int) -> tuple[str, int]:
         """The string that opens at ``position``, and where it ends."""
+        self._string = position
         text, quote = self._text, self._text[position]
-        if quote in "\"'" and text.startswith(3 * quote, position):
-            end = re.compile(rf"[^\\]*?(?:\\.[^\\]*?)*?{3 * quote}", re.DOTALL)
-            match = end.match(text, position + 3)
-            if match is None:
-                raise _Cut
-            return _unescaped(match[0][:-3]), match.end()
-        start = position + 1
-        position = start
-        while True:
-            position = _PLAIN[quote].match(text, position).end()  # type: ignore[union-attr]
-            if position + 1 >= len(text) and text[position:] in ("", "\\"):
-                raise _Cut
-            if text[position] == "\\":
-                position += 2
-            elif _AFTER_STRING.match(text, position + 1):
-                return _unescaped(text[start:position]), position + 1
-            elif _JOINED.match(text, position + 1):
-                raise _Broken(position + 1)
-            else:
-                position += 1
+        width = 3 if quote in _TRIPLE and text.startswith(3 * quote, position) else 1
+        start = position + width
+        body = (_TRIPLE if width == 3 else _BODY)[quote].match(text, start)
+        end = start if body is None else body.end()
+        if end == len(text) or text[end] == "\\":
+            raise _Cut
+        if width == 1 and not _CLOSES.match(text, end + 1):
+            raise _Broken(end + 1)
+        return _unescaped(text[start:end]), end + width
 
     def _recovered(self, stack: list[_Frame], position: int) -> int:
         """Gives up one item of a list of objects; returns where the list goes on.
@@ -338,7 +360,7 @@ class _Reader:
         pairs = itertools.pairwise(stack)
         depths = [i for i, (a, b) in enumerate(pairs) if a.closer == "]" and b.closer == "}"]
         top = stack[-1]
-        if self.is_too_deep:
+        if self.is_hopeless:
             raise _Broken(position)
         if top.closer == "]" and (not depths or top.holds_objects()):
             char, position = next(self._structure(position), ("}", position))
@@ -371,21 +393,24 @@ class _Reader:
                     pass
                 if not closers:
                     return index + 1
-            elif char == "]":  # closes the list around an item that was not closed
-                return index
+            elif char == "]" and not _GOES_ON.match(self._text, index + 1):
+                return index  # it closes the list around an item that was not closed
         raise _Cut
 
     def _structure(self, position: int) -> Iterator[tuple[str, int]]:
         """Brackets and commas outside strings."""
         while match := _STRUCTURE.search(self._text, position):
-            if match[0] not in _QUOTES:
+            position = match.end()
+            if match[0] in _QUOTES:
+                try:
+                    _, position = self._string_at(match.start())
+                except _Broken as error:
+                    position = error.position
+            elif len(match[0]) > 1:
+                self.is_hopeless = True
+                raise _Broken(match.start())
+            else:
                 yield match[0], match.start()
-                position = match.end()
-                continue
-            try:
-                _, position = self.string(match.start())
-            except _Broken as error:
-                position = error.position
 
 
 def _blank(text: str, position: int) -> int:
