@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import time
@@ -24,13 +25,17 @@ from cosr_jax.verifiers.judges import Limits
 from cosr_jax.verifiers.sandbox.host import Case, Exit, Member, Sandbox, SandboxError
 
 _PACKAGE = "cosr_jax.verifiers.code_exec"
-_PRELOAD = (
-    f"{_PACKAGE}.student",
-    f"{_PACKAGE}.examiner",
-    f"{_PACKAGE}.script",
-    "numpy",
-    "numpy.testing",
-    "unittest",
+_PRELOAD = (f"{_PACKAGE}.student", f"{_PACKAGE}.examiner", f"{_PACKAGE}.script")
+#: Each library that a server has makes each of its forks slower, and each one that it lacks those
+#: of the cases that use it.  So there are servers of several kinds; the first kind whose words are
+#: among those of program and tests serves a case, and any kind can serve it.
+_KINDS = (
+    (
+        re.compile(r"\b(?:numpy\.testing|np\.testing|unittest|asyncio|scipy|pandas|jax|jnp)\b"),
+        ("numpy", "numpy.testing", "unittest", "asyncio"),
+    ),
+    (re.compile(r"\b(?:numpy|np)\b"), ("numpy",)),
+    (re.compile(""), ()),
 )
 #: Seconds in which the end of a process that has hung up becomes known.
 _EXIT_S = 1.0
@@ -56,19 +61,22 @@ class CodeJudge:
 
     def __init__(self, config: VerifierConfig):
         self._config = config
-        self._servers = [_Server(config) for _ in range(min(2, config.workers))]
+        self._servers = [
+            [_Server(config.layer, libraries) for _ in range(min(2, config.workers))]
+            for _, libraries in _KINDS
+        ]
 
     async def start(self) -> None:
-        """Starts the servers.
+        """Starts the first server; the others start when they are needed.
 
         Raises:
           UserError: the layer of isolation is not to be had here.
         """
-        await asyncio.gather(*(server.start() for server in self._servers))
+        await self._servers[-1][0].start()
 
     async def close(self) -> None:
         """Ends every process."""
-        await asyncio.gather(*(server.close() for server in self._servers))
+        await asyncio.gather(*(server.close() for kind in self._servers for server in kind))
 
     async def judge(self, task: Task, completion: Completion, limits: Limits) -> Verdict:
         """The verdict about one program.
@@ -86,7 +94,7 @@ class CodeJudge:
             result = _Result(Outcome.FAIL, found.category)
         else:
             try:
-                async with self._least_busy().lease() as sandbox:
+                async with self._server_for(found.code, checks).lease() as sandbox:
                     run = _judge_script if checks.io else _judge_function
                     result = await run(
                         sandbox, found.code, checks, limits, self._config.partial_credit
@@ -106,18 +114,25 @@ class CodeJudge:
             detail=result.detail,
         )
 
-    def _least_busy(self) -> _Server:
-        return min(self._servers, key=lambda server: server.load)
+    def _server_for(self, code: str, checks: CodeChecks) -> _Server:
+        """The least busy server of the kind that suits the case."""
+        texts = (code, *checks.tests)
+        kind = next(
+            servers
+            for servers, (words, _) in zip(self._servers, _KINDS, strict=True)
+            if any(words.search(text) for text in texts)
+        )
+        return min(kind, key=lambda server: server.load)
 
 
 class _Server:
-    """A sandbox that is started again when it has died.
+    """A sandbox that is started when it is needed, and again when it has died.
 
     It is not renewed otherwise: each case is a fork, and leaves nothing in what it was forked from.
     """
 
-    def __init__(self, config: VerifierConfig):
-        self._sandbox = Sandbox(config.layer, _PRELOAD)
+    def __init__(self, layer: str, libraries: Sequence[str]):
+        self._sandbox = Sandbox(layer, _PRELOAD, libraries)
         self._lock = asyncio.Lock()
         self.load = 0
 

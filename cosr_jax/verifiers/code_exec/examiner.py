@@ -173,6 +173,8 @@ class Examiner(Peer):
                 break
             if run_all:
                 tell(report)
+        if not report.total and not report.trouble:
+            report.trouble = "the tests never use the program"
         if self._lost and not report.category:
             report.total += 1
             report.category, report.detail = self._lost
@@ -252,7 +254,7 @@ class Examiner(Peer):
         """Test functions and classes that the statements define but leave to a runner."""
         text = "\n".join(tests)
         for name, value in list(self._space.items()):
-            if name in self._bound:
+            if name in self._bound and value is self._bound[name]:
                 continue
             if isinstance(value, types.FunctionType) and value.__module__ == "__main__":
                 is_called = text.count(f"{name}(") > 1

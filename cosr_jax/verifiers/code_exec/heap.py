@@ -136,10 +136,11 @@ class Heap:
         self._fresh, self._pending = [], []
         dropped = []
         for shared in list(self._by_number.values()):
-            if sys.getrefcount(shared.value) <= _ONLY_HERE:
+            if shared.has_changed():
+                self._pending.append(shared)  # the other side may look at it yet
+            elif sys.getrefcount(shared.value) <= _ONLY_HERE:
                 dropped.append(shared.number)
                 self.drop(shared.number)
-        self._pending = [shared for shared in self._by_number.values() if shared.has_changed()]
         return dropped
 
     def undo(self) -> None:

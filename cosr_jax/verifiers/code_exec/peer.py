@@ -296,10 +296,10 @@ class Peer:
             raise TypeError("no container")
         return _plain(base, value)
 
-    def do_probe(self, number: Any, other: Any, text: Any) -> bool:
-        """Whether an object equals a text, or an empty object of the other one's class."""
+    def do_probe(self, number: Any, other: Any, text: Any) -> tuple[bool, bool]:
+        """Whether an object equals a text, and whether an empty object of the other's class."""
         value = self.own(number)
-        return any(_equals(value, each) for each in (text, *_blank(type(other))))
+        return _equals(value, text), any(_equals(value, each) for each in _blank(type(other)))
 
     def do_subclass(self, name: Any, bases: Any, space: Any) -> type:
         """A class derived from ours, with methods of the other side."""

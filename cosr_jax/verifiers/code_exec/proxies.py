@@ -259,14 +259,14 @@ def _compare(name: str) -> Callable[[Any, Any], Any]:
 def _is_believable(left: Any, right: Any) -> bool:
     """Whether an object that calls itself equal to another knows what it says.
 
-    It is asked about a text that it cannot have seen and about an empty object of the other's
-    class.  If it equals those too, the attributes of both must be the same, for us to see.
+    It is asked about a text that it cannot have seen, and about an empty object of the other's
+    class.  If it equals even that one, the attributes of both must be the same, for us to see.
     """
     tie = tie_of(left)
-    unseen = os.urandom(8).hex()
-    if not tie.peer.ask("probe", tie.number, right, unseen):
+    answers = tie.peer.ask("probe", tie.number, right, os.urandom(8).hex())
+    if answers == (False, False):
         return True
-    if type(left) is not type(right):
+    if answers != (False, True) or type(left) is not type(right):
         return False
     try:
         return vars(left) == vars(right)
