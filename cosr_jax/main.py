@@ -1,4 +1,4 @@
-"""The command line: ``cosr train | eval | export | plan | verify | verifier-serve | doctor``.
+"""The command line: ``cosr train | eval | export | plan | verify | rejudge | doctor`` and others.
 
 Flags are absl's and ``--config`` follows ml_collections' conventions.  JAX is imported only once a
 command runs, so help and mistakes answer at once.  Exit codes: 0 done, 1 unexpected failure (or a
@@ -270,6 +270,34 @@ def _verifier_serve(call: Call) -> int:
     return service.serve(config, call.flags.host, call.flags.port, token)
 
 
+def _rejudge_flags(values: flags.FlagValues) -> None:
+    _define_config(values)
+    _define_workdir(values, "judge this run's saved completions again, by its own config")
+    flags.DEFINE_string("samples", None, "one file of saved completions", flag_values=values)
+    flags.DEFINE_string(
+        "output", "", "file to write; default: rejudged.jsonl in the workdir", flag_values=values
+    )
+
+
+def _rejudge(call: Call) -> int:
+    if (call.flags.workdir is None) == (call.flags.samples is None):
+        raise UserError(
+            "cosr rejudge: give one of --workdir and --samples",
+            "write e.g. --workdir=runs/first, or --samples=runs/first/samples/train.jsonl",
+        )
+    if call.flags.samples is not None:
+        source, config = Path(call.flags.samples), _verifier_config(call)
+    else:
+        source = _checked_workdir(call.flags.workdir)
+        if call.flags.config is None:
+            config = override(_saved_config(source), call.overrides).verifier
+        else:
+            config = _verifier_config(call)
+    from cosr_jax.run import rejudge
+
+    return rejudge.run(config, source, call.flags.output)
+
+
 def _verifier_config(call: Call) -> VerifierConfig:
     """``config.verifier``; without --config every form of an answer counts that the protocol
     knows, and there are as many workers as cores.
@@ -334,6 +362,12 @@ COMMANDS = {
         "--token_file=FILE [--port=8600] [--host=127.0.0.1] [--config=FILE.py[:ARG]]",
         _verifier_serve_flags,
         _verifier_serve,
+    ),
+    "rejudge": Command(
+        "judge saved completions again with today's rules",
+        "(--workdir=DIR | --samples=FILE.jsonl) [--output=FILE] [--config=FILE.py[:ARG]]",
+        _rejudge_flags,
+        _rejudge,
     ),
     "doctor": Command(
         "check this machine",
@@ -408,7 +442,7 @@ def _command_help(name: str, command: Command, values: flags.FlagValues) -> str:
     lines = [f"Usage: cosr {name} {command.usage}", "", f"To {command.summary}.", ""]
     for flag_name in values:
         flag = values[flag_name]
-        default = "" if flag.value in (None, False) else f" (default: {flag.value})"
+        default = "" if flag.value in (None, False, "") else f" (default: {flag.value})"
         lines.append(
             textwrap.fill(
                 flag.help + default,

@@ -37,6 +37,7 @@ def calls(monkeypatch):
         "export": ["export"],
         "plan": ["plan"],
         "doctor": ["doctor"],
+        "rejudge": ["run"],
     }.items():
         fake = types.ModuleType(f"cosr_jax.run.{module}")
         for name in names:
@@ -147,6 +148,22 @@ def test_export_hands_over_its_flags(calls, workdir, flag, step):
     assert calls == [
         ("export.export", (workdir,), {"format": "merged", "step": step, "out": Path("x")})
     ]
+
+
+def test_rejudge_goes_by_the_run_or_by_every_form(calls, workdir):
+    assert main(["rejudge", f"--workdir={workdir}", "--config.verifier.wall_s=9"]) == 0
+    assert main(["rejudge", "--samples=a.jsonl", "--output=b.jsonl"]) == 0
+    (_, (own, source, _), _), (_, (every, file, output), _) = calls
+    assert (own.accept, own.wall_s, source) == (("boxed",), 9.0, workdir)
+    assert "hashes" in every.accept
+    assert (file, output) == (Path("a.jsonl"), "b.jsonl")
+
+
+@pytest.mark.parametrize("args", [[], ["--workdir=a", "--samples=b"]])
+def test_rejudge_wants_one_source(calls, args, capsys):
+    assert main(["rejudge", *args]) == 2
+    assert "give one of --workdir and --samples" in capsys.readouterr().err
+    assert not calls
 
 
 def test_plan_hands_over_its_topology(calls):

@@ -59,7 +59,7 @@ def _proof(config: VerifierConfig, workers: Workers) -> Judge:
 def _web(config: VerifierConfig, workers: Workers) -> Judge:
     from cosr_jax.verifiers.web import WebJudge
 
-    return WebJudge()
+    return WebJudge(max_pages=config.workers)
 
 
 def _gym(config: VerifierConfig, workers: Workers) -> Judge:
