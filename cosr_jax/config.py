@@ -136,7 +136,9 @@ class RolloutConfig:
 class VerifierConfig:
     """Who judges, with which limits, and what counts.  With ``url`` another host does the work."""
 
-    workers: int = setting(2, "cases judged at once; best the number of cores", low=1, high=256)
+    workers: int = setting(
+        2, "cases of a domain judged at once; best the number of cores", low=1, high=256
+    )
     wall_s: float = setting(
         5.0,
         "wall-clock limit of a case, in seconds (of a script: for each input)",

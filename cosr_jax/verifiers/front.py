@@ -175,7 +175,6 @@ class LocalFront:
         self._factories = factories
         self._workers = workers or Workers(config.workers, config.recycle_after)
         self._limits = config_limits(config)
-        self._slots = asyncio.Semaphore(config.workers)
         self._lanes: dict[str, _Lane] = {}
         self._tally = Tally()
 
@@ -203,7 +202,7 @@ class LocalFront:
             tally.wait()
             try:
                 for attempt in range(_ATTEMPTS):
-                    async with self._slots:
+                    async with lane.slots:
                         began = time.perf_counter()
                         verdict = await self._attempt(lane, task, completion, limits)
                         seconds = time.perf_counter() - began
@@ -233,7 +232,7 @@ class LocalFront:
                     f"tasks are of {', '.join(self._factories)}",
                 )
             make = functools.partial(self._factories[domain], self._config, self._workers)
-            self._lanes[domain] = _Lane(make, self._config.queue)
+            self._lanes[domain] = _Lane(make, self._config.queue, self._config.workers)
         return self._lanes[domain]
 
     async def _attempt(
@@ -276,10 +275,14 @@ class LocalFront:
 
 
 class _Lane:
-    """One domain: its judge, and the room for its cases."""
+    """One domain: its judge, room for its cases, and slots for those under way.
 
-    def __init__(self, make: Callable[[], Judge], room: int):
+    Each domain has its own, so that a slow one holds up nobody else.
+    """
+
+    def __init__(self, make: Callable[[], Judge], room: int, slots: int):
         self.room = asyncio.Semaphore(room)
+        self.slots = asyncio.Semaphore(slots)
         self._make = make
         self._start: asyncio.Task[Judge] | None = None
 
