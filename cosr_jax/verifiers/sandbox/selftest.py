@@ -39,3 +39,16 @@ def escape(fds: list[int], argument: bytes) -> None:
 def _fork() -> None:
     if os.fork() == 0:
         os._exit(0)
+
+
+def program(fds: list[int], argument: bytes) -> None:
+    """Runs its argument as a Python program that knows its descriptors as ``fds``.
+
+    An exception is written to the first descriptor, as "<type> <errno>"; it ends the member with
+    exit code 1 as in any entry, and MemoryError as a want of memory.
+    """
+    try:
+        exec(compile(argument, "<program>", "exec"), {"fds": fds, "__name__": "program"})
+    except Exception as error:
+        os.write(fds[0], f"{type(error).__name__} {getattr(error, 'errno', '')}".encode())
+        raise

@@ -213,9 +213,7 @@ def _isolate(boot: dict, proc: int, sock: socket.socket) -> member.Isolation:
         return LandlockIsolation(boot["visible"], boot["base"])
     if layer == "namespaces":
         build_root(boot["visible"], proc)
-    else:
-        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)  # bubblewrap's end is ours
-    settle(proc, sock)
+    settle(proc, sock, ends_with_parent=layer == "bubblewrap")
     return NamespaceIsolation(proc)
 
 
