@@ -71,6 +71,7 @@ class _Session:
         self._answers: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._cases: set[asyncio.Task[None]] = set()
         self._at_end = asyncio.Event()
+        self._all_written = asyncio.Event()
         self._exit_code = 0
 
     async def run(self) -> int:
@@ -78,8 +79,7 @@ class _Session:
         self._main = asyncio.current_task()
         self._loop.add_signal_handler(signal.SIGTERM, self._leave, 128 + signal.SIGTERM)
         self._front: Front = make_front(self._config)
-        writer = threading.Thread(target=self._write, daemon=True)
-        writer.start()
+        threading.Thread(target=self._write, daemon=True).start()
         try:
             await self._front.start()
             threading.Thread(target=self._read, daemon=True).start()
@@ -87,7 +87,7 @@ class _Session:
             while self._cases:
                 await asyncio.wait(self._cases)
             self._answers.put(None)
-            await asyncio.to_thread(writer.join)
+            await self._all_written.wait()
         except asyncio.CancelledError:
             if not self._exit_code:
                 raise  # Ctrl-C
@@ -105,10 +105,12 @@ class _Session:
 
     def _read(self) -> None:
         """Hands the lines of the input to the event loop, as far as there is room."""
-        for line in _lines(self._source):
-            self._room.acquire()
-            self._call(self._accept, line)
-        self._call(self._at_end.set)
+        try:
+            for line in _lines(self._source):
+                self._room.acquire()
+                self._call(self._accept, line)
+        finally:
+            self._call(self._at_end.set)
 
     def _call(self, function: Callable[..., None], *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
@@ -154,6 +156,7 @@ class _Session:
             except BrokenPipeError:
                 self._call(self._leave, 141)
                 return
+        self._call(self._all_written.set)
 
 
 def _lines(source: int) -> Iterator[bytes | _TooLong]:

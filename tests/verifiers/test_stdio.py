@@ -138,6 +138,18 @@ def test_nobody_reads_the_answers():
         assert b"Traceback" not in process.stderr.read()
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_reader_who_stands_still_cannot_hold_it_back(number, code):
+    with start() as process:
+        for n in range(2000):  # more answers than a pipe holds
+            process.stdin.write(json.dumps(math_case(n, "4")).encode() + b"\n")
+        process.stdin.close()
+        process.stdout.read(1)
+        time.sleep(0.5)
+        process.send_signal(number)
+        assert process.wait(timeout=30) == code
+
+
 def descendants(pid):
     """Pids of all live processes under ``pid``."""
     parents = {}

@@ -210,6 +210,12 @@ def test_what_the_machine_lacks_is_said_with_the_remedy():
             pool.judge([case("refuse")])
 
 
+def test_a_layer_asked_for_by_name_has_to_be_there_at_once():
+    with pytest.raises(UserError, match="no sandbox; install bubblewrap"):
+        pool_of(ScriptedJudge(), layer="bubblewrap")
+    assert not [thread for thread in threading.enumerate() if thread.name == "verifier pool"]
+
+
 def test_a_judge_that_does_not_start_is_an_error_and_tried_again():
     class Late(ScriptedJudge):
         async def start(self):
