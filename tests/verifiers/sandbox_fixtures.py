@@ -59,7 +59,7 @@ class Box:
         """
         with contextlib.ExitStack() as stack:
             pairs = [socket.socketpair() for _ in codes]
-            for ours, theirs in pairs:
+            for ours, _ in pairs:
                 ours.setblocking(False)
                 stack.enter_context(ours)
             with contextlib.ExitStack() as given:

@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+from sandbox_fixtures import LAYERS, LIMITS, PROGRAM, open_box, strongest
 
 from cosr_jax.types import UserError
 from cosr_jax.verifiers.judges import Limits
-from cosr_jax.verifiers.sandbox import probe, process
+from cosr_jax.verifiers.sandbox import layers, probe, process
 from cosr_jax.verifiers.sandbox.host import Member, Sandbox, SandboxError
-from sandbox_fixtures import LAYERS, LIMITS, PROGRAM, open_box, strongest
 
 
 @pytest.fixture(scope="module", params=LAYERS)
@@ -206,7 +206,7 @@ def test_nothing_piles_up_over_many_cases(any_box):
 
 
 def _fds_of_this_process():
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def _fds(box):
@@ -247,8 +247,9 @@ def _servers(box):
     return {pid} | _descendants(pid)
 
 
+@pytest.mark.parametrize("which", ["outer", "inner"])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_a_dead_server_is_told_at_once_and_can_be_started_again(layer):
+def test_a_dead_server_is_told_at_once_and_can_be_started_again(layer, which):
     for box in open_box(layer):
 
         async def scenario(box=box):
@@ -256,7 +257,11 @@ def test_a_dead_server_is_told_at_once_and_can_be_started_again(layer):
                 waiting = asyncio.ensure_future(case.wait(0))
                 await asyncio.sleep(0.05)
                 everything = _servers(box)
-                os.kill(box.sandbox._server._process.pid, signal.SIGKILL)
+                server = box.sandbox._server
+                if which == "outer":
+                    server._process.kill()
+                else:
+                    signal.pidfd_send_signal(server._pidfds[-1], signal.SIGKILL)
                 started = time.monotonic()
                 with pytest.raises(SandboxError, match="died"):
                     await waiting
@@ -285,6 +290,36 @@ def _runs(pid):
         return False
 
 
+def test_a_member_that_is_killed_from_outside_is_no_failure_of_the_program(box):
+    async def scenario():
+        known = _servers(box)
+        async with box.started("import time; time.sleep(99)") as (case, _):
+            await asyncio.sleep(0.1)
+            (pid,) = _servers(box) - known
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(SandboxError, match="killed from outside"):
+                await case.wait(0)
+
+    box.run(scenario())
+    assert box.execute("pass").exit.code == 0
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os.kill(os.getpid(), 9)",
+        "import signal, threading; signal.pthread_kill(threading.get_ident(), 9)",
+        "import resource; resource.setrlimit(resource.RLIMIT_CPU, (0, 0))",
+        "import os; os.kill(0, 9)",
+        "import os; os.kill(-1, 9)",
+    ],
+)
+def test_no_program_can_pass_for_one_that_was_killed(box, code):
+    ended = box.execute(code)
+    assert ended.exit.code == 1
+    assert ended.said.split()[0] in ("PermissionError", "ValueError")  # as setrlimit tells it
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_a_hung_server_is_given_up(layer, monkeypatch):
     monkeypatch.setattr(process, "_KILL_S", 0.3)
@@ -311,7 +346,6 @@ def test_close_leaves_nothing_behind(layer):
     for box in open_box(layer):
 
         async def scenario(box=box):
-            case = None
             async with box.started("import time; time.sleep(99)") as (case, _):
                 await asyncio.sleep(0.05)
                 await box.sandbox.close()
@@ -396,9 +430,12 @@ def test_no_layer_at_all_is_an_error_too(monkeypatch):
         asyncio.run(Sandbox("auto").start())
 
 
-def test_a_layer_that_lets_a_program_out_is_not_taken(fresh_probe):
-    assert "start a process" not in asyncio.run(probe.probe("none"))  # the filter is always on
-    assert "read the accounts" in asyncio.run(probe.probe("none"))
+def test_a_layer_that_lets_a_program_out_is_not_taken(fresh_probe, monkeypatch, any_box):
+    visible = [*layers.visible_paths(), "/etc/passwd"]
+    monkeypatch.setattr(layers, "visible_paths", lambda: visible)
+    assert asyncio.run(probe.probe(any_box.layer)) == "it lets a program read the accounts"
+    with pytest.raises(UserError, match="read the accounts"):
+        asyncio.run(Sandbox(any_box.layer).start())
 
 
 def test_unknown_layers_are_named():

@@ -43,28 +43,6 @@ class Isolation(Protocol):
     def close(self) -> None: ...
 
 
-class NoIsolation:
-    """Limits and the system call filter only: for this package's own tests."""
-
-    may_change_attributes = True
-    is_watched = False
-    max_tasks: int | None = None
-
-    def prepare(self, place: int, file_mb: int) -> None: ...
-
-    def fork(self) -> int:
-        return os.fork()
-
-    def enter(self, place: int) -> None: ...
-
-    def clean(self, place: int) -> None: ...
-
-    def is_over(self, place: int, file_mb: int) -> bool:
-        return False
-
-    def close(self) -> None: ...
-
-
 class Nursery:
     """What every member of one server has in common.
 

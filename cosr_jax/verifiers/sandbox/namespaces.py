@@ -102,7 +102,7 @@ def give_up_root() -> None:
         os.setresuid(_NOBODY, _NOBODY, _NOBODY)
 
 
-def settle(proc: int, sock: socket.socket, ends_with_parent: bool) -> None:
+def settle(proc: int, sock: socket.socket) -> int:
     """Returns in a new process: the first of its PID namespace, owner of all that it needs.
 
     The process that called stays behind, waits for the new one, and ends as it ended.
@@ -110,9 +110,11 @@ def settle(proc: int, sock: socket.socket, ends_with_parent: bool) -> None:
     Args:
       proc: descriptor of the machine's /proc.
       sock: what only the new process is to hold.
-      ends_with_parent: whether the one that stays behind dies with its parent.  Not where that is
-        the host: the signal comes as soon as the thread that started it is over.
+
+    Returns:
+      The number on the machine of the process that stays behind.
     """
+    guardian = int(os.readlink("self", dir_fd=proc))
     give_up_root()
     linux.prctl(linux.PR_SET_DUMPABLE, 1)  # else the maps of its namespace belong to root
     _own_user_namespace(linux.CLONE_NEWNS | linux.CLONE_NEWPID, proc)
@@ -124,10 +126,9 @@ def settle(proc: int, sock: socket.socket, ends_with_parent: bool) -> None:
     child = os.fork()
     if child:
         sock.close()
-        if ends_with_parent:
-            linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
         _wait_for(child)
     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+    return guardian
 
 
 def _wait_for(child: int) -> NoReturn:

@@ -25,7 +25,7 @@ def check_name(layer: str) -> None:
     Raises:
       UserError: ``layer`` is neither "auto" nor the name of a layer.
     """
-    names = ["auto", *(known.name for known in LAYERS), "none"]
+    names = ["auto", *(known.name for known in LAYERS)]
     if layer not in names:
         raise UserError(f"{layer!r} is no isolation layer", f"choose among {', '.join(names)}")
 
@@ -46,8 +46,6 @@ async def choose(wanted: str) -> str:
     Raises:
       UserError: it does not work here; nothing weaker is taken instead.
     """
-    if wanted == "none":
-        return wanted
     candidates = [layer for layer in LAYERS if wanted in ("auto", layer.name)]
     for layer in candidates:
         if not await probe(layer.name):

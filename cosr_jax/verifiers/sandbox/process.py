@@ -158,7 +158,8 @@ class ServerProcess:
         self._num_cases = 0
         self._unsent: collections.deque[tuple[bytes, tuple[int, ...]]] = collections.deque()
         self._sock: socket.socket | None = None
-        self._pidfd = -1  # of the server itself, which the outer process waits for
+        self._pidfds: list[int] = []  # of the server and what is around it
+        self._outer = -1  # of the process that was started here
         self._base: str | None = None
         self._process: subprocess.Popen[bytes]
         self._reason = ""
@@ -183,7 +184,6 @@ class ServerProcess:
         self._loop = loop
         self._ready: asyncio.Future[None] = loop.create_future()
         self._ready.add_done_callback(_retrieve)
-        self._ended = asyncio.Event()
         try:
             self._launch()
         except OSError as error:
@@ -192,6 +192,8 @@ class ServerProcess:
         assert self._sock is not None
         self._reader = wire.Reader(self._sock)
         loop.add_reader(self._sock, self._read)
+        self._outer = os.pidfd_open(self._process.pid)
+        loop.add_reader(self._outer, self._read_last)
         try:
             await asyncio.wait_for(asyncio.shield(self._ready), _START_S)
         except TimeoutError:
@@ -326,7 +328,7 @@ class ServerProcess:
         try:
             for frame in self._reader.frames():
                 if frame.kind == wire.READY:
-                    self._pidfd = os.pidfd_open(frame.case)
+                    self._pidfds = [os.pidfd_open(pid) for pid in json.loads(frame.body)]
                     self._ready.set_result(None)
                 elif frame.case in self._cases:
                     case = self._cases[frame.case]
@@ -336,13 +338,18 @@ class ServerProcess:
         except (EOFError, ProcessLookupError):
             self.fail("the sandbox's server died")
 
+    def _read_last(self) -> None:
+        """Hears what the server said before its end, of which its socket need not tell."""
+        self._read()
+        self.fail("the sandbox's server died")
+
     def fail(self, reason: str) -> None:
         """Kills the server at once; all that wait for it hear ``reason``."""
         if self._sock is None:
             return
-        if self._pidfd >= 0:
+        for pidfd in self._pidfds:
             with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         self._process.kill()
         self._finish(reason)
 
@@ -353,15 +360,12 @@ class ServerProcess:
         self._loop.remove_reader(self._sock)
         self._sock.shutdown(socket.SHUT_WR)
         ended = asyncio.Event()
-        outer = os.pidfd_open(self._process.pid)
-        self._loop.add_reader(outer, ended.set)
+        self._loop.add_reader(self._outer, ended.set)
         try:
             await asyncio.wait_for(ended.wait(), _CLOSE_S)
         except TimeoutError:
-            pass  # it hangs; below it is killed
+            pass  # it hangs, and is killed
         finally:
-            self._loop.remove_reader(outer)
-            os.close(outer)
             self.fail("the sandbox was closed")
 
     def _finish(self, reason: str) -> None:
@@ -374,10 +378,11 @@ class ServerProcess:
             for fd in fds:
                 os.close(fd)
         self._unsent.clear()
-        if self._pidfd >= 0:
-            _await_end(self._pidfd)
-            os.close(self._pidfd)
-            self._pidfd = -1
+        self._loop.remove_reader(self._outer)
+        for pidfd in self._pidfds:
+            _await_end(pidfd)
+        for pidfd in (*self._pidfds, self._outer):
+            os.close(pidfd)
         self._process.wait()
         os.set_blocking(self._process.stderr.fileno(), False)
         words = (self._process.stderr.read() or b"").decode(errors="replace").strip()

@@ -36,9 +36,8 @@ _ALWAYS = """
     sendfile getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr
     mmap munmap mremap mprotect madvise msync brk
     rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend
-    sigaltstack restart_syscall pause alarm getitimer setitimer timer_create timer_settime
-    timer_gettime timer_getoverrun timer_delete futex get_robust_list set_robust_list
-    set_tid_address rseq sched_yield sched_getaffinity sched_getparam sched_getscheduler
+    sigaltstack restart_syscall pause alarm getitimer setitimer futex get_robust_list
+    set_robust_list set_tid_address rseq sched_yield sched_getaffinity sched_getparam sched_getscheduler
     sched_get_priority_max sched_get_priority_min getcpu clock_gettime clock_getres
     clock_nanosleep nanosleep gettimeofday time times
     getrusage getrlimit getpriority getpid gettid getppid getpgrp getpgid getsid getuid geteuid
@@ -64,6 +63,7 @@ _AF_UNIX, _SOCK_STREAM, _SOCK_TYPE = 1, 1, 0xF
 _THREAD = 0x0001_0900  # CLONE_THREAD | CLONE_SIGHAND | CLONE_VM
 _NAMESPACES = 0x7E02_0080  # every CLONE_NEW*
 _PR_SET_NAME, _PR_GET_NAME = 15, 16
+_SIGKILL, _RLIMIT_CPU = 9, 0
 
 _Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 
@@ -92,6 +92,17 @@ def _one_of(argument: int, values: tuple[int, ...]) -> list[_Instruction]:
 
 def _is_null(argument: int) -> list[_Instruction]:
     return [_low(argument), (_EQUAL, 0, 2, 0), _high(argument), (_EQUAL, 1, 0, 0), _deny, _allow]
+
+
+def _to_self(pid: int, signal_argument: int) -> list[_Instruction]:
+    return [
+        _low(0),
+        (_EQUAL, 0, 2, pid),
+        _low(signal_argument),
+        (_EQUAL, 0, 1, _SIGKILL),
+        _deny,
+        _allow,
+    ]
 
 
 def _program(rules: dict[str, list[_Instruction]], default: _Instruction) -> list[_Instruction]:
@@ -153,9 +164,23 @@ def member_program(pid: int) -> bytes:
             _allow,
             _deny,
         ],
-        "kill": _one_of(0, (pid,)),
-        "tgkill": _one_of(0, (pid,)),
-        "prlimit64": _one_of(0, (0,)),
+        # Not SIGKILL: where nobody else can send it, it tells of trouble outside the sandbox.  For
+        # the same reason the limit of processor time stays as it is, and POSIX timers are out.
+        "kill": _to_self(pid, signal_argument=1),
+        "tgkill": _to_self(pid, signal_argument=2),
+        "setrlimit": [_low(0), (_EQUAL, 0, 1, _RLIMIT_CPU), _deny, _allow],
+        "prlimit64": [
+            _low(0),
+            (_EQUAL, 0, 6, 0),
+            _low(1),
+            (_EQUAL, 0, 5, _RLIMIT_CPU),
+            _low(2),
+            (_EQUAL, 0, 2, 0),  # no new value: only asks
+            _high(2),
+            (_EQUAL, 1, 0, 0),
+            _deny,
+            _allow,
+        ],
         "sendto": _is_null(4),
         "prctl": _one_of(0, (_PR_SET_NAME, _PR_GET_NAME)),
     }

@@ -20,7 +20,6 @@ import signal
 import site
 import socket
 import sys
-import traceback
 
 from cosr_jax.verifiers.sandbox import linux, member, seccomp, wire
 from cosr_jax.verifiers.sandbox.confinement import LandlockIsolation
@@ -69,11 +68,15 @@ class Server:
         self._running: dict[int, _Running] = {}
         self._cases: dict[int, set[int]] = {}  # pidfds of each case
 
-    def run(self, pid: int) -> None:
-        """Serves until the host goes away; ``pid`` is this process's number on the machine."""
+    def run(self, pids: list[int]) -> None:
+        """Serves until the host goes away.
+
+        Args:
+          pids: numbers on the machine of this process and those around it, for the host to end.
+        """
         self._sock.setblocking(False)
         self._poll.register(self._sock, select.POLLIN)
-        self._send(wire.READY, pid)
+        self._send(wire.READY, 0, json.dumps(pids).encode())
         while True:
             is_watching = self._isolation.is_watched and self._running
             for fd, _ in self._poll.poll(_WATCH_MS if is_watching else None):
@@ -155,13 +158,17 @@ class Server:
         heapq.heappush(self._free, running.place)
         case = running.case
         mark = self._marks[running.place * member.MARK : (running.place + 1) * member.MARK]
-        if mark[0] or running.is_killed:
-            cpu_s = usage.ru_utime + usage.ru_stime
-            limit = running.limit or _limit(running, status, cpu_s, usage.ru_maxrss)
-            self._send(wire.EXITED, case, wire.EXIT.pack(running.index, status, cpu_s, limit))
-        else:
+        cpu_s = usage.ru_utime + usage.ru_stime
+        limit = running.limit or _limit(running, status, cpu_s, usage.ru_maxrss)
+        was_sought = running.is_killed or limit != wire.NO_LIMIT
+        if not mark[0] and not running.is_killed:
             text = mark[1:].rstrip(b"\0") or b"it died"
             self._send(wire.FAILED, case, b"a member was not isolated: " + text)
+        elif _was_killed(status) and not was_sought:
+            # No member can send this signal, not even to itself: see ``seccomp``.
+            self._send(wire.FAILED, case, b"a member was killed from outside")
+        else:
+            self._send(wire.EXITED, case, wire.EXIT.pack(running.index, status, cpu_s, limit))
         pidfds = self._cases[case]
         pidfds.discard(pidfd)
         if not pidfds:
@@ -195,26 +202,30 @@ def _limit(running: _Running, status: int, cpu_s: float, max_rss_kb: int) -> int
     if os.WIFEXITED(status):
         is_out = os.WEXITSTATUS(status) == member.OUT_OF_MEMORY
         return wire.MEMORY_LIMIT if is_out else wire.NO_LIMIT
-    if os.WTERMSIG(status) == signal.SIGKILL:
-        # Nobody in the sandbox may kill it: the kernel did, for its processor time or for memory.
-        is_late = cpu_s >= running.order.cpu_s - 0.1
-        return wire.CPU_LIMIT if is_late else wire.MEMORY_LIMIT
-    # A library that cannot allocate aborts, or uses what it did not get.
+    if _was_killed(status) and cpu_s >= running.order.cpu_s - 0.1:
+        return wire.CPU_LIMIT
+    # A library that cannot allocate aborts, or uses what it did not get; a machine that is short
+    # of memory kills whoever has most.
     is_full = max_rss_kb * 1024 >= 0.7 * running.order.memory_mb * member.MIB
     return wire.MEMORY_LIMIT if is_full else wire.NO_LIMIT
 
 
-def _isolate(boot: dict, proc: int, sock: socket.socket) -> member.Isolation:
-    """Goes behind the layer, before anything is imported that could start a thread."""
-    layer = boot["layer"]
-    if layer == "none":
-        return member.NoIsolation()
-    if layer == "landlock":
-        return LandlockIsolation(boot["visible"], boot["base"])
-    if layer == "namespaces":
+def _was_killed(status: int) -> bool:
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def _isolate(boot: dict, proc: int, sock: socket.socket) -> tuple[member.Isolation, list[int]]:
+    """Goes behind the layer, before anything is imported that could start a thread.
+
+    Returns:
+      The layer, and the numbers on the machine of the processes around this one.
+    """
+    if boot["layer"] == "landlock":
+        return LandlockIsolation(boot["visible"], boot["base"]), []
+    if boot["layer"] == "namespaces":
         build_root(boot["visible"], proc)
-    settle(proc, sock, ends_with_parent=layer == "bubblewrap")
-    return NamespaceIsolation(proc)
+    guardian = settle(proc, sock)
+    return NamespaceIsolation(proc), [guardian]
 
 
 def _forget_signals() -> None:
@@ -259,7 +270,7 @@ def main() -> None:
     proc = boot["proc"]
     try:
         _forget_signals()
-        isolation = _isolate(boot, proc, sock)
+        isolation, pids = _isolate(boot, proc, sock)
         _warm_up(boot["preload"], boot["optional"])
         if isinstance(isolation, LandlockIsolation):
             isolation.give_up_root()
@@ -267,7 +278,7 @@ def main() -> None:
         if len(os.listdir(tasks)) > 1:
             raise RuntimeError("a preloaded module started a thread; such a process cannot fork")
         statm = os.open("self/statm", os.O_RDONLY, dir_fd=proc)
-        pid = int(os.readlink("self", dir_fd=proc))
+        pids.append(int(os.readlink("self", dir_fd=proc)))
         os.close(tasks)
         os.close(proc)
         server = Server(sock, isolation, statm)
@@ -277,8 +288,10 @@ def main() -> None:
         gc.collect()
         gc.freeze()
         gc.disable()
-        server.run(pid)
+        server.run(pids)
     except BaseException:
+        import traceback  # not in the forks
+
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
