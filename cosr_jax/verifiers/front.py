@@ -10,7 +10,6 @@ import collections
 import dataclasses
 import functools
 import logging
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -263,14 +262,14 @@ class LocalFront:
         if verdict.outcome is Outcome.ERROR:
             return verdict
         has_passed = verdict.outcome is Outcome.PASS
-        if (verdict.category == "") is not has_passed or not (
-            has_passed or verdict.category in CATEGORIES
-        ):
+        if verdict.category not in (("",) if has_passed else CATEGORIES):
             raise ValueError(f"{verdict.outcome.value} with category {verdict.category!r}")
-        if has_passed or not self._config.partial_credit:
-            return dataclasses.replace(verdict, reward=float(has_passed))
-        if not (math.isfinite(verdict.reward) and 0.0 <= verdict.reward < 1.0):
-            raise ValueError(f"a failure with reward {verdict.reward!r}")
+        if not has_passed and not self._config.partial_credit:
+            return dataclasses.replace(verdict, reward=0.0)
+        # An opinion may take something off a pass; nothing makes a failure worth a pass.
+        is_right = verdict.reward == 1.0 if has_passed else 0.0 <= verdict.reward < 1.0
+        if not is_right and not (verdict.is_subjective and 0.0 <= verdict.reward < 1.0):
+            raise ValueError(f"{verdict.outcome.value} with reward {verdict.reward!r}")
         return verdict
 
 

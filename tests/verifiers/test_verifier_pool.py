@@ -1,6 +1,7 @@
 """The pool around its judges: order, bounds, retries, deadlines, cancellation, the end."""
 
 import asyncio
+import math
 import os
 import signal
 import subprocess
@@ -81,6 +82,14 @@ class ScriptedJudge:
                 return Verdict(Outcome.FAIL, 0.0)
             case "rich":
                 return Verdict(Outcome.FAIL, 7.0, "wrong_answer")
+            case "full":
+                return Verdict(Outcome.FAIL, 1.0, "wrong_answer")
+            case "nan":
+                return Verdict(Outcome.FAIL, math.nan, "wrong_answer")
+            case "poor":
+                return Verdict(Outcome.PASS, 0.9)
+            case "disliked":
+                return Verdict(Outcome.PASS, 0.8, is_subjective=True)
             case "refuse":
                 raise UserError("no browser", "install one")
 
@@ -187,11 +196,19 @@ def test_partial_credit_is_asked_for(is_on, rewards):
     assert [v.outcome for v in verdicts] == [Outcome.FAIL, Outcome.PASS]
 
 
-def test_no_failure_is_rewarded_beyond_full_credit():
+@pytest.mark.parametrize("word", ["rich", "full", "nan", "poor"])
+def test_rewards_that_no_judge_may_give_are_errors(word):
     with pool_of(ScriptedJudge(), partial_credit=True) as pool:
-        (verdict,) = pool.judge([case("rich")])
+        (verdict,) = pool.judge([case(word)])
     assert verdict.outcome is Outcome.ERROR
-    assert "reward 7.0" in verdict.detail
+    assert "with reward" in verdict.detail
+
+
+@pytest.mark.parametrize("is_on", [False, True])
+def test_an_opinion_may_take_something_off_a_pass(is_on):
+    with pool_of(ScriptedJudge(), partial_credit=is_on) as pool:
+        (verdict,) = pool.judge([case("disliked")])
+    assert (verdict.outcome, verdict.reward) == (Outcome.PASS, 0.8)
 
 
 def test_unknown_domains_are_refused():
