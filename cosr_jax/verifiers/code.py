@@ -197,6 +197,7 @@ async def _judge_function(
                         await asyncio.get_running_loop().sock_sendall(ours, request[sent:])
                     lines = await _read_lines(ours, lines)
             except TimeoutError:
+                _check(sandbox)
                 return _timeout(lines, len(checks.tests), limits)
             except ConnectionError:
                 pass  # the tests' process has ended: see how
@@ -231,6 +232,16 @@ def _last_report(lines: Sequence[bytes]) -> examiner.Report | None:
         return examiner.Report.from_line(lines[-1]) if lines else None
     except ValueError:
         return None
+
+
+def _check(sandbox: Sandbox) -> None:
+    """A server that has died is no reason to blame the program.
+
+    Raises:
+      SandboxError: it has.
+    """
+    if not sandbox.is_alive:
+        raise SandboxError("the server died amid a case")
 
 
 def _timeout(lines: Sequence[bytes], num_tests: int, limits: Limits) -> _Result:
@@ -313,6 +324,7 @@ async def _run_script(
                         return _Result(Outcome.FAIL, "output_limit", detail)
                     end = await case.wait(0)
             except TimeoutError:
+                _check(sandbox)
                 return _Result(Outcome.FAIL, "timeout", f"{limits.wall_s:g} s are over")
             if end.code == 0:
                 if _lines(output.decode("utf-8", "surrogateescape")) == _lines(expected):

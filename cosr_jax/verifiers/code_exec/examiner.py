@@ -10,6 +10,7 @@ from __future__ import annotations
 import _thread
 import builtins
 import dataclasses
+import functools
 import inspect
 import os
 import sys
@@ -20,7 +21,9 @@ from typing import Any, cast
 from cosr_jax.verifiers.code_exec import known, proxies
 from cosr_jax.verifiers.code_exec.channel import Channel, Closed
 from cosr_jax.verifiers.code_exec.failures import category_of
-from cosr_jax.verifiers.code_exec.peer import TEXT, Lost, Peer
+from cosr_jax.verifiers.code_exec.handles import TEXT
+from cosr_jax.verifiers.code_exec.peer import Lost, Peer
+from cosr_jax.verifiers.code_exec.ties import set_on_exception, trust_class
 from cosr_jax.verifiers.code_exec.wire import Link, Reader, TooLargeError, WireError, Writer
 
 _MAX_DETAIL = 300
@@ -163,11 +166,11 @@ class Examiner(Peer):
             return report
         used = [bool(_names(code) & {*self._bound, "solution"}) for code in codes]
         units = [
-            (_executor(code, self._space), *rest)
-            for code, *rest in zip(codes, tests, used, strict=True)
+            (_executor(code, self._space), text, is_used)
+            for code, text, is_used in zip(codes, tests, used, strict=True)
         ]
-        for unit in _and_then(units, lambda: self._uncalled(tests)):
-            if not self._run_one(*unit, report) and not run_all:
+        for execute, text, is_used in _and_then(units, lambda: self._uncalled(tests)):
+            if not self._run_one(execute, text, is_used, report) and not run_all:
                 break
             if report.trouble:
                 break
@@ -227,7 +230,7 @@ class Examiner(Peer):
             is_ours = name in self._bound and self._space.get(name) is not self._bound[name]
             if is_free and not is_ours:
                 if name[0].isupper():
-                    proxies.trust_class(value)
+                    trust_class(value)
                 self._space[name] = self._bound[name] = value
 
     def _run_one(
@@ -263,7 +266,7 @@ class Examiner(Peer):
                     yield value, name, True
                 elif name == "check" and not is_called and required == 1:
                     candidate = self._space.get(self._entry_point)
-                    yield lambda check=value, it=candidate: check(it), name, True
+                    yield functools.partial(value, candidate), name, True
             elif _is_test_case(value) and "unittest.main(" not in text:
                 for method in dir(value):
                     if method.startswith("test") and callable(getattr(value, method)):
@@ -324,7 +327,7 @@ class Examiner(Peer):
             raise AttributeError(f"the tests keep {name!r} to themselves")
 
     def raised(self, error: BaseException) -> None:
-        proxies.set_on_exception(error, _OF_STUDENT, True)
+        set_on_exception(error, _OF_STUDENT, True)
 
     def give_output(self, text: str) -> None:
         sys.stdout.write(text)

@@ -15,14 +15,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from cosr_jax.verifiers.code_exec.wire import (
-    Reader,
-    WireError,
-    Writer,
-    dtype_token,
-    pack,
-    read_array,
-)
+from cosr_jax.verifiers.code_exec.values import dtype_token, read_array
+from cosr_jax.verifiers.code_exec.wire import Reader, WireError, Writer, pack
 
 _KINDS: dict[type, bytes] = {
     list: b"l",
