@@ -24,6 +24,7 @@ from cosr_jax.types import (
     Task,
     UserError,
     Verdict,
+    WebChecks,
 )
 
 FAILURE_FILE = "canary_failure.json"
@@ -107,13 +108,13 @@ class CanaryWatch:
 
 
 def canaries(domain: Domain, accept: Sequence[str] = ("boxed",)) -> tuple[Canary, ...]:
-    """The canaries of a domain; none where what there is to know depends on the machine.
+    """The canaries of a domain.
 
     Args:
       domain: of ``Task.domain``.
       accept: forms of a maths answer that count; the canaries use the first one.
     """
-    return _MAKERS[domain](accept) if domain in _MAKERS else ()
+    return _MAKERS[domain](accept)
 
 
 def _canary(
@@ -253,9 +254,45 @@ def _gym(accept: Sequence[str]) -> tuple[Canary, ...]:
     )
 
 
-_MAKERS: Mapping[str, Callable[[Sequence[str]], tuple[Canary, ...]]] = {
+_COUNTER = json.dumps(
+    {
+        "expect": [{"role": "status", "text": "0"}],
+        "steps": [
+            {
+                "do": "click",
+                "target": {"role": "button", "name": "Add"},
+                "expect": [{"role": "status", "text": "1"}],
+            }
+        ],
+    }
+)
+_PAGE = (
+    '<!DOCTYPE html><html lang="en"><head><title>Count</title></head><body>'
+    '<button type="button">Add</button> <output>0</output><script>%s</script></body></html>'
+)
+_COUNT = (
+    'const shown = document.querySelector("output");'
+    'document.querySelector("button").onclick = () => { shown.textContent = %s; };'
+)
+
+
+def _web(accept: Sequence[str]) -> tuple[Canary, ...]:
+    checks = WebChecks(_COUNTER)
+    return tuple(
+        _canary("web", name, f"```html\n{_PAGE % script}\n```", passes, checks)
+        for name, script, passes in (
+            ("right", _COUNT % "Number(shown.textContent) + 1", True),
+            ("wrong", _COUNT % "Number(shown.textContent) + 2", False),
+            ("does nothing", "", False),
+            ("says that it passed", 'document.title = "pass"; console.log("pass");', False),
+        )
+    )
+
+
+_MAKERS: Mapping[Domain, Callable[[Sequence[str]], tuple[Canary, ...]]] = {
     "math": _math,
     "code": _code,
     "proof": _proof,
     "gym": _gym,
+    "web": _web,
 }
