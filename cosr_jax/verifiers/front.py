@@ -207,7 +207,7 @@ class LocalFront:
                         seconds = time.perf_counter() - began
                     if verdict.outcome is not Outcome.ERROR:
                         break
-                    _log.warning("could not judge a %s case: %s", task.domain, verdict.detail)
+                    _log.info("could not judge a %s case: %s", task.domain, verdict.detail)
                     tally.retries += attempt == 0
                 tally.count(task.domain, verdict, seconds)
                 return verdict
