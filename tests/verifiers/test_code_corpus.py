@@ -1,9 +1,15 @@
-"""Programs of both kinds through the whole judge: nothing is bought, nothing honest is refused."""
+"""Programs of both kinds through the whole judge: nothing is bought, nothing honest is refused.
+
+A layer that fails must not cost the machine anything: what the cheats attack are a directory, a
+process and a port of the test's own, and what they use up is bounded without a sandbox, too.
+"""
 
 import asyncio
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -141,10 +147,19 @@ def check_cheats(layer, tmp_path, monkeypatch):
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_bytes((CORPUS / "code_cheats.jsonl").read_bytes())
     corpus.chmod(0o666)
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    kept = victim / "kept"
+    kept.write_text("kept")
+    for path in (victim, kept):
+        path.chmod(0o777)
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     listener = Listener()
     values = {
         "{CANARY}": str(canary),
         "{CORPUS}": str(corpus),
+        "{VICTIM}": str(victim),
+        "{VICTIM_PID}": str(bystander.pid),
         "{PORT}": str(listener.port),
         "{SECRET}": SECRET,
         "{SECRET_VALUE}": SECRET_VALUE,
@@ -158,8 +173,12 @@ def check_cheats(layer, tmp_path, monkeypatch):
     before = servers()
     try:
         verdicts = asyncio.run(judge_all(layer, CHEATS, replace))
+        assert bystander.poll() is None
     finally:
         listener.close()
+        bystander.kill()
+        bystander.wait()
+    assert kept.read_text() == "kept" and victim.stat().st_mode & 0o777 == 0o777
     assert not disagreements(CHEATS, verdicts)
     assert not canary.exists()
     assert listener.accepted == 0
