@@ -13,6 +13,7 @@ reasoning is read, nothing is repaired, and what the length limit may have cut d
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from cosr_jax.verifiers.extraction import Extraction, final_text
 
@@ -50,18 +51,21 @@ def extract_block(text: str, finish_reason: str = "stop") -> Extraction:
 
 def last_fence(text: str) -> tuple[str, bool] | None:
     """Content of the last fenced block that is not empty, and whether it is closed."""
-    found: tuple[str, bool] | None = None
-    mark, start = "", 0
+    found = None
+    for _, content, is_closed in fences(text):
+        found = (content, is_closed)
+    return found
+
+
+def fences(text: str) -> Iterator[tuple[str, str, bool]]:
+    """Label, content and whether it is closed, of each fenced block that is not empty."""
+    mark, label, start = "", "", 0
     for line in _FENCE.finditer(text):
         if not mark:
-            mark, start = line[1], line.end()
+            mark, label, start = line[1], line[2].lower(), line.end()
         elif line[1].startswith(mark) and not line[2]:
-            found = _kept(text[start : line.start()], True, found)
+            if content := text[start : line.start()].strip():
+                yield label, content, True
             mark = ""
-    return _kept(text[start:], False, found) if mark else found
-
-
-def _kept(
-    content: str, is_closed: bool, before: tuple[str, bool] | None
-) -> tuple[str, bool] | None:
-    return (content, is_closed) if content.strip() else before
+    if mark and (content := text[start:].strip()):
+        yield label, content, False
