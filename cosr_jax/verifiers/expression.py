@@ -468,7 +468,7 @@ def _size(node: Node) -> _Size:
         digits = (top.bit_length() + bottom.bit_length()) * 0.302
         return _Size(digits, 1, math.log10(top) if top < 10**15 else digits)
     if node.op == "constant":
-        return _Size(1, 1, 1)
+        return _Size(1, 1, 0.0 if node.value == "i" else 0.5)
     if node.op == "variable":
         return _Size(1, 1, None)
     if node.op == "^":
@@ -477,11 +477,14 @@ def _size(node: Node) -> _Size:
         return _combinatorial_size(node)
     sizes = [_size(argument) for argument in node.args]
     known = [size.magnitude for size in sizes if size.magnitude is not None]
-    magnitude = sum(known) + 1 if len(known) == len(sizes) else None
+    magnitude = sum(known) if len(known) == len(sizes) else None
     digits = sum(size.digits for size in sizes) + 1
     terms = math.prod(size.terms for size in sizes)
     if node.op == "+":
         terms = sum(size.terms for size in sizes)
+        magnitude = None if magnitude is None else max(known) + 0.31  # log10 of 2
+    if node.op == "/" and magnitude is not None:
+        magnitude = known[0] + sizes[1].digits  # the divisor may be as small as that
     if node.op in ("exp", "sinh", "cosh"):
         magnitude = None if magnitude is None else _exponent_bound(magnitude)
         terms = 1

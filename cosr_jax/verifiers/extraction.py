@@ -66,7 +66,7 @@ def extract_answer(text: str, finish_reason: str = "stop") -> Extraction:
         may_be_cut = was_cut and method not in ("boxed", "answer_tag")
         if may_be_cut and final[span[1] :] in ("", ".", ","):
             return nothing
-        if not answer or _ALTERNATIVES.search(answer):
+        if not answer or (_ALTERNATIVES.search(answer) and not _is_union(answer)):
             return nothing
         return Extraction(answer, method)
     return nothing
@@ -203,12 +203,18 @@ _ALTERNATIVES = re.compile(
     r"(?![A-Za-z])",
     re.IGNORECASE,
 )
+_INEQUALITY = re.compile(r"[<>\u2264\u2265]|\\(?:leq?|geq?|lt|gt)(?![A-Za-z])")
 _HASHES = re.compile(r"^[ \t]*####([^#\n]*)$", re.MULTILINE)
 _PHRASE = re.compile(r"\banswer(?: is\b:?|:\**| =)", re.IGNORECASE)
 # A number that stands alone, neither the tail of a name nor of another number; a minus after an
 # operand is subtraction, not a sign.
 _NUMBER = re.compile(rf"(?:(?<![\w.)\]}}])[-\u2212+])?(?<![\w.\\]){_UNSIGNED}(?![0-9])(?: ?\\?%)?")
 _BETWEEN_ALTERNATIVES = re.compile(r"\W*(?:or|and/or)\W*", re.IGNORECASE)
+
+
+def _is_union(answer: str) -> bool:
+    """Whether "or" joins inequalities, which make one set: ``x < 1 or x > 2``."""
+    return all(_INEQUALITY.search(part) for part in _ALTERNATIVES.split(answer))
 
 
 def _hashes(text: str) -> Span | None:

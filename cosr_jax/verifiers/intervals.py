@@ -44,6 +44,8 @@ _NOWHERE, _EVERYWHERE = End("-", False), End("+", False)
 _REALS = Interval(_NOWHERE, _EVERYWHERE)
 _ALL = frozenset((r"\mathbb{R}", "all real numbers", "all reals", "R"))
 _MEMBER = re.compile(r"([A-Za-z]|\\theta) ?\\in(?![A-Za-z]) ?")
+_BUILDER = re.compile(r"\\\{ ?(?:[A-Za-z])(?: ?\\in ?\\mathbb\{R\})? ?[|:](.*)\\\}")
+_BOTH = re.compile(r"\band\b|\\(?:land|wedge)(?![A-Za-z])")
 _VARIABLE = re.compile(r"[A-Za-z]|\\theta")
 _CUP = re.compile(r"\\cup(?![A-Za-z])|(?<=[\])}]) ?U ?(?=[\[(\\])")
 _WITHOUT = re.compile(r"\\(?:setminus|backslash)(?![A-Za-z])")
@@ -73,6 +75,8 @@ def real_set(text: str) -> RealSet | None:
 
     A pair such as ``(1, 2)`` is read as an interval.
     """
+    if builder := _BUILDER.fullmatch(text):
+        return _from_inequalities(builder[1].strip())
     member = _MEMBER.match(text)
     variable = member[1] if member else ""
     body = _peeled(text[member.end() :] if member else text)
@@ -146,7 +150,12 @@ def _from_inequalities(text: str) -> RealSet | None:
 
 
 def _from_inequality(text: str) -> tuple[str, list[Interval]] | None:
-    """Variable and pieces of ``x < 3``, ``3 \\ge x``, ``1 < x < 2`` or ``x \\ne 2``."""
+    """Variable and pieces of ``x < 3``, ``1 < x < 2``, ``x > 1 and x < 2`` or ``x \\ne 2``."""
+    parts = _BOTH.split(text)
+    if len(parts) == 2:
+        return _both(*(_from_inequality(part.strip()) for part in parts))
+    if len(parts) > 2:
+        return None
     sides, operators = split_relations(text)
     if len(sides) == 3:
         if not _VARIABLE.fullmatch(sides[1]) or not set(operators) <= _MIRROR.keys():
@@ -171,6 +180,20 @@ def _from_inequality(text: str) -> tuple[str, list[Interval]] | None:
     end = _end(right, "=" in operator)
     piece = Interval(end, _EVERYWHERE) if operator[0] == ">" else Interval(_NOWHERE, end)
     return left, [piece]
+
+
+_Part = tuple[str, list[Interval]]
+
+
+def _both(one: _Part | None, other: _Part | None) -> _Part | None:
+    """What two rays of one variable, one up and one down, have in common."""
+    if one is None or other is None or one[0] != other[0] or len(one[1]) + len(other[1]) != 2:
+        return None
+    up, down = one[1][0], other[1][0]
+    if up.high != _EVERYWHERE:
+        up, down = down, up
+    is_pair = up.high == _EVERYWHERE and down.low == _NOWHERE
+    return (one[0], [Interval(up.low, down.high)]) if is_pair else None
 
 
 def _names(text: str, variable: str) -> bool:

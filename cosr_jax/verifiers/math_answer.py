@@ -137,7 +137,7 @@ def _both_signs(item: str) -> list[str]:
         return [item]
     upper = _PLUS_MINUS.sub(lambda sign: "+" if sign[1] == "pm" else "-", item)
     lower = _PLUS_MINUS.sub(lambda sign: "-" if sign[1] == "pm" else "+", item)
-    return [upper.strip(), lower.strip()]
+    return [_evaluated(upper.strip()), _evaluated(lower.strip())]
 
 
 def _brackets_fit(given: Collection, gold: Collection) -> bool:
@@ -167,7 +167,8 @@ def _by_name(items: Sequence[str]) -> Sequence[str]:
 _EQUALS = re.compile(r"(?<![<>!=])=(?!=)")
 _NAME = re.compile(
     r"[A-Za-z](?:_?\{?[A-Za-z0-9]\}?)?(?:\([a-z]\))?|\\(?:theta|alpha|beta|lambda)"
-    r"|(?:m ?)?\\angle ?[A-Z]{1,3}"
+    r"|[A-Za-z](?:'{1,3}|\^\{-1\})(?:\([a-z]\))?|\\vec ?\{? ?[A-Za-z] ?\}?"
+    r"|\\frac\{d[a-z]?\}\{d[a-z]\}|(?:m ?)?\\angle ?[A-Z]{1,3}"
     r"|[A-Za-z]{3,}(?: [A-Za-z]+){0,4}|\([a-z](?:, ?[a-z])+\)"
 )
 _MEMBER = re.compile(r"([A-Za-z]) ?\\in(?![A-Za-z]) ?(?=\\\{)")
@@ -180,6 +181,7 @@ _ANY_CHOICE = re.compile(r"\([A-Ja-j]\)|\b[A-J]\)|\band\b|,\s*[A-J]\b")
 _CALCULATION = re.compile(
     r"[+*!]|\\(?:times|cdot|div)|(?<=[0-9A-Za-z)}\]])\s?-|/.*/|[0-9)}]\s*\(|\|"
 )
+_RAISED_OR_LOWERED = re.compile(r"[_^]\{[^{}]*\}")
 _TRAILING_UNIT = re.compile(
     r"(.*?[0-9A-Za-z)}\]]) "
     r"((?:(?:square|cubic|sq) )?[A-Za-z]+(?:(?:/| per )[A-Za-z]+)?(?:\^\{?[1-9]\}?)?)"
@@ -252,6 +254,8 @@ class _Comparison:
         gold_items, given_items = _collection(gold), _collection(given)
         if gold_items is not None and _has_repeated_name(gold_items):
             gold_items = gold_items._replace(is_ordered=False)
+        if gold_items is not None and gold_items.brackets == "()" and given_items is not None:
+            given_items = _as_point(given_items)
         if gold_items is not None:
             return self._collections_agree(given_items or Collection("", (given,)), gold_items)
         if given_items is not None and quantity(given) is None:  # "12 345" may be one number
@@ -295,6 +299,11 @@ class _Comparison:
     def _scalars_agree(self, given: str, gold: str) -> bool | None:
         *given_left, given_value = (peel(part) for part in _EQUALS.split(given))
         *gold_left, gold_value = (peel(part) for part in _EQUALS.split(gold))
+        if len(given_left) == 1 and _LETTER.fullmatch(given_value):  # "5 = x"
+            given_left, given_value = [given_value], given_left[0]
+        given_left, gold_left = (
+            [_plain_name(part) for part in left] for left in (given_left, gold_left)
+        )
         names = [part for part in given_left if _NAME.fullmatch(part)]
         others = [part for part in given_left if not _NAME.fullmatch(part)]
         if gold_left and not (len(gold_left) == 1 and _NAME.fullmatch(gold_left[0])):
@@ -332,7 +341,7 @@ class _Comparison:
             return got.value == wanted.value and (
                 not got.unit or not wanted.unit or got.unit == wanted.unit
             )
-        if _CALCULATION.search(given):
+        if _CALCULATION.search(_RAISED_OR_LOWERED.sub("", given)):
             return False
         given, unit = _split_unit(given, is_constant=True)
         if unit and wanted.unit and unit != wanted.unit:
@@ -376,11 +385,17 @@ def _rows(text: str) -> list[list[str]] | None:
 
 
 def _product(factor: str, cell: str) -> str:
-    product = f"({-1 if factor == '-' else factor})({cell})"
-    if symbolic_refusal(product):
-        return product
-    value = expression.rational(expression.parse(product))
-    return product if value is None else str(value)
+    return _evaluated(f"({-1 if factor == '-' else factor})({cell})")
+
+
+def _evaluated(text: str) -> str:
+    """``text`` as a fraction if it is rational arithmetic that is defined."""
+    try:
+        tree = expression.parse(text)
+        value = None if expression.refusal(tree) else expression.rational(tree)
+    except Unreadable:
+        return text
+    return text if value is None else str(value)
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -393,6 +408,11 @@ def _named(text: str) -> tuple[str, str]:
     return "", text
 
 
+def _plain_name(text: str) -> str:
+    """``a_{n}`` as ``a_n``."""
+    return text.replace("{", "").replace("}", "") if re.fullmatch(r"\w_\{\w\}", text) else text
+
+
 def _without_name(text: str) -> str:
     name, rest = _named(text)
     return rest if len(name) == 1 and name.isupper() else text
@@ -402,6 +422,16 @@ def _has_repeated_name(items: Collection) -> bool:
     """Whether a bare list repeats one name, as solutions do: ``x = 1, x = 2``."""
     names = [match[1] if (match := _ASSIGNMENT.match(item)) else "" for item in items.items]
     return items.brackets == "" and len(set(names)) == 1 and names[0] != ""
+
+
+def _as_point(items: Collection) -> Collection:
+    """``x = 1, y = 2`` as ``(1, 2)``."""
+    matches = [_ASSIGNMENT.match(item) for item in items.items]
+    names = [match[1] for match in matches if match]
+    if items.brackets or sorted(names) != ["x", "y", "z"][: len(items.items)]:
+        return items
+    values = sorted((match[1], match.string[match.end() :].strip()) for match in matches if match)
+    return Collection("()", tuple(value for _, value in values))
 
 
 def _compare_written(given: str, gold: str) -> bool | None:

@@ -14,7 +14,13 @@ ROW = "\ue000"  # a private character, no blank
 _REPLACED = (
     (r"\\", ROW),
     *(("\u2212", "-"), ("\u2013", "-"), ("\u00d7", r"\times "), ("\u00f7", r"\div ")),
-    *(("\u00b2", "^2"), ("\u00b3", "^3"), ("\u03c0", r"\pi "), ("\u00b7", r"\cdot ")),
+    *(
+        ("\u22c5", r"\cdot "),
+        ("\u2219", r"\cdot "),
+        ("{:}", ":"),
+        ("\u03c0", r"\pi "),
+        ("\u00b7", r"\cdot "),
+    ),
     *(("\u221e", r"\infty "), ("\u2264", r"\le "), ("\u2265", r"\ge "), ("\u2260", r"\ne ")),
     *(("\u222a", r"\cup "), ("\u2208", r"\in "), ("\u2205", r"\emptyset "), ("\u00b1", r"\pm ")),
     *(("\u211d", r"\mathbb{R}"), ("\u03b8", r"\theta "), ("\u2236", ":"), (r"\colon", ":")),
@@ -37,9 +43,18 @@ _TEXT = re.compile(
 _DELIMITERS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _SIZES = re.compile(r"\\(?:left|right|limits|[bB]igg?[lrm]?)(?![A-Za-z])")
 _FONTS = re.compile(r"\{\\(?:rm|bf|it)\s+([^{}]*)\}")
+_SUPERSCRIPTS = "\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079\u207b"
+_RAISED = re.compile(f"[{_SUPERSCRIPTS}]+")
+_CHOOSE = re.compile(r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}")
+_DOTTED = re.compile(r"(?<=\.)([0-9]*)\\dot\s?\{([0-9])\}")
 _ROOT = re.compile(r"([\u221a\u221b])\s*(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))")
 _ORDINAL = re.compile(r"(?<=[0-9])\s?(?:\^\s?\{?)?\s?(?:st|nd|rd|th)\s?\}?(?![A-Za-z])")
-_EMPTY_SETS = frozenset((r"\emptyset", r"\{\}", r"\{ \}", "no solution", "no solutions"))
+_SAME_WORDS = {
+    **dict.fromkeys((r"\emptyset", r"\{ \}", "no solution", "no solutions"), r"\{\}"),
+    **dict.fromkeys(("infinity", "oo", r"+\infty", "+oo"), r"\infty"),
+    **dict.fromkeys(("-infinity", "-oo"), r"-\infty"),
+    "dne": "does not exist",
+}
 
 
 def normalise(text: str) -> str:
@@ -54,15 +69,24 @@ def normalise(text: str) -> str:
             text = text.replace(old, new)
     text = _SIZES.sub(" ", text)
     text = _FONTS.sub(r" \1 ", _TEXT.sub(r" \1 ", text))
-    text = _ROOT.sub(_root, text)
+    text = _RAISED.sub(_raised, _ROOT.sub(_root, text))
+    text = _CHOOSE.sub(r"\\binom{\1}{\2}", _DOTTED.sub(r"\1\\overline{\2}", text))
     text = " ".join(text.replace(ROW, f" {ROW} ").split()).replace(" ^", "^")
     text = _without_stops(_ORDINAL.sub("", text))
-    return r"\{\}" if text.lower() in _EMPTY_SETS else text
+    return _SAME_WORDS.get(text.lower(), text)
 
 
 def _without_stops(text: str) -> str:
     stripped = text.rstrip(".,; ")
     return text[: len(stripped) + 1] if stripped.endswith("\\") else stripped
+
+
+def _raised(match: re.Match[str]) -> str:
+    return (
+        "^{"
+        + match[0].translate(dict(zip(map(ord, _SUPERSCRIPTS), "0123456789-", strict=True)))
+        + "}"
+    )
 
 
 def _root(match: re.Match[str]) -> str:

@@ -97,7 +97,8 @@ def _build(node: Node) -> Any:
     if node.op == "constant":
         return _CONSTANTS[str(node.value)]
     if node.op == "variable":
-        return sympy.Symbol(str(node.value))
+        # As in school: only z and w may be complex.
+        return sympy.Symbol(str(node.value), real=None if node.value in ("z", "w") else True)
     arguments = [_build(argument) for argument in node.args]
     if node.op == "root":
         return _root(*arguments)
@@ -138,7 +139,7 @@ def _is_zero(difference: sympy.Expr) -> bool:
         return bool(difference == 0)
     if _differs_somewhere(difference):
         return False
-    for simplify in (sympy.expand, sympy.radsimp, sympy.simplify):
+    for simplify in (sympy.expand, sympy.radsimp, sympy.expand_complex, sympy.simplify):
         if simplify(difference) == 0:
             return True
     return difference.equals(0) is True
