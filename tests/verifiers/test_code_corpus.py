@@ -5,6 +5,7 @@ process and a port of the test's own, and what they use up is bounded without a 
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -46,6 +47,7 @@ def task_of(case, replace):
 
 async def judge_all(layer, cases, replace=lambda text: text):
     """Verdicts by id, three cases at a time."""
+    foreign = descendants()
     judge = CodeJudge(VerifierConfig(layer=layer))
     try:
         await judge.start()
@@ -61,10 +63,16 @@ async def judge_all(layer, cases, replace=lambda text: text):
             verdicts[case["id"]] = await judge.judge(task_of(case, replace), completion, limits)
 
     try:
+        for words in ("", "# numpy", "# asyncio"):  # starts the servers of every kind
+            warm = {"id": "", "completion": f"def f(): {words}\n    return 1", "entry_point": "f"}
+            await asyncio.gather(*(one({**warm, "tests": "assert f() == 1"}) for _ in range(3)))
+        processes = descendants()
         await asyncio.gather(*map(one, cases))
-        assert servers(), "the search for survivors finds nothing even while servers run"
+        assert processes > foreign, "the search for survivors does not even find the servers"
+        assert descendants() <= processes, "a case has left a process behind"
     finally:
         await judge.close()
+    assert descendants() <= foreign, "a server has left a process behind"
     return verdicts
 
 
@@ -78,27 +86,21 @@ def disagreements(cases, verdicts):
     return found
 
 
-def servers():
-    """Processes of sandboxes that are ours, or nobody's any more."""
-    found, parents = set(), {}
+def descendants():
+    """Every process below this one."""
+    parents = {}
     for directory in Path("/proc").iterdir():
-        if not directory.name.isdigit():
-            continue
-        try:
-            stat = (directory / "stat").read_text().rpartition(")")[2].split()
-            command = (directory / "cmdline").read_bytes()
-        except OSError:  # it has just ended
-            continue
-        parents[int(directory.name)] = int(stat[1])
-        if b"cosr_jax.verifiers.sandbox" in command and stat[0] != "Z":
-            found.add(int(directory.name))
+        if directory.name.isdigit():
+            with contextlib.suppress(OSError):  # it has just ended
+                stat = (directory / "stat").read_text().rpartition(")")[2].split()
+                parents[int(directory.name)] = int(stat[1])
 
     def is_ours(pid):
-        while pid not in (0, 1, os.getpid()):
+        while pid and pid != os.getpid():
             pid = parents.get(pid, 0)
-        return pid in (1, os.getpid())
+        return pid == os.getpid()
 
-    return set(filter(is_ours, found))
+    return {pid for pid in parents if pid != os.getpid() and is_ours(pid)}
 
 
 class Listener:
@@ -170,7 +172,6 @@ def check_cheats(layer, tmp_path, monkeypatch):
             text = text.replace(name, value)
         return text
 
-    before = servers()
     try:
         verdicts = asyncio.run(judge_all(layer, CHEATS, replace))
         assert bystander.poll() is None
@@ -182,7 +183,6 @@ def check_cheats(layer, tmp_path, monkeypatch):
     assert not disagreements(CHEATS, verdicts)
     assert not canary.exists()
     assert listener.accepted == 0
-    assert servers() <= before
 
 
 def test_cheats_fail_and_leave_nothing(tmp_path, monkeypatch):
