@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import os
 import socket
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -84,6 +86,7 @@ async def _read_all(sock: socket.socket) -> str:
     return b"".join(parts).decode()
 
 
+@contextlib.contextmanager
 def open_box(layer: str) -> Iterator[Box]:
     """A box whose sandbox runs; skips the test where the layer does not work."""
     box = Box(layer)
@@ -92,10 +95,34 @@ def open_box(layer: str) -> Iterator[Box]:
         if reason:
             pytest.skip(f"{layer} does not work here: {reason}")
         box.run(box.sandbox.start())
-        yield box
-        box.run(box.sandbox.close())
+        try:
+            yield box
+        finally:
+            box.run(box.sandbox.close())
 
 
 def strongest() -> str:
     """The layer that "auto" takes here."""
     return asyncio.run(probe.choose("auto"))
+
+
+def descendants(root=None):
+    """Process ids below this process, as /proc tells."""
+    parents = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            parents[int(entry.name)] = int(fields[1])
+    found = {root or os.getpid()}
+    while more := {p for p, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {root or os.getpid()}
+
+
+def servers(box):
+    """The server and what runs around it."""
+    pid = box.sandbox._server._process.pid
+    return {pid} | descendants(pid)

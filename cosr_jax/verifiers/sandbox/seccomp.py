@@ -37,9 +37,9 @@ _ALWAYS = """
     mmap munmap mremap mprotect madvise msync brk
     rt_sigaction rt_sigprocmask rt_sigreturn rt_sigpending rt_sigtimedwait rt_sigsuspend
     sigaltstack restart_syscall pause alarm getitimer setitimer futex get_robust_list
-    set_robust_list set_tid_address rseq sched_yield sched_getaffinity sched_getparam sched_getscheduler
-    sched_get_priority_max sched_get_priority_min getcpu clock_gettime clock_getres
-    clock_nanosleep nanosleep gettimeofday time times
+    set_robust_list set_tid_address rseq sched_yield sched_getaffinity sched_getparam
+    sched_getscheduler sched_get_priority_max sched_get_priority_min getcpu clock_gettime
+    clock_getres clock_nanosleep nanosleep gettimeofday time times
     getrusage getrlimit getpriority getpid gettid getppid getpgrp getpgid getsid getuid geteuid
     getgid getegid getresuid getresgid getgroups capget uname sysinfo getrandom
     poll ppoll select pselect6 epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait

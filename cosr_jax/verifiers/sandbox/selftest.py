@@ -15,7 +15,10 @@ def echo(fds: list[int], argument: bytes) -> None:
 
 
 def escape(fds: list[int], argument: bytes) -> None:
-    """Tries what no program in a sandbox may do; writes what it could, as a JSON list."""
+    """Tries what no program in a sandbox may do; writes what it could, as a JSON list.
+
+    Nothing here does harm where a layer lets it through.
+    """
     attempts: dict[str, Callable[[], object]] = {
         "open a socket": lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM),
         "start a process": _fork,
@@ -23,7 +26,7 @@ def escape(fds: list[int], argument: bytes) -> None:
         "list the root of the machine": lambda: os.listdir("/etc/ssl"),
         "read the accounts": lambda: os.open("/etc/passwd", os.O_RDONLY),
         "see processes": lambda: os.open("/proc/self/environ", os.O_RDONLY),
-        "write beside its directory": lambda: os.open("/usr/x", os.O_CREAT | os.O_WRONLY),
+        "write beside its directory": lambda: os.open(os.__file__, os.O_WRONLY),
         "signal its parent": lambda: os.kill(os.getppid() or 1 << 22, 0),
     }
     done = []

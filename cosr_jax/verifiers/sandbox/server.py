@@ -202,7 +202,8 @@ def _limit(running: _Running, status: int, cpu_s: float, max_rss_kb: int) -> int
     if os.WIFEXITED(status):
         is_out = os.WEXITSTATUS(status) == member.OUT_OF_MEMORY
         return wire.MEMORY_LIMIT if is_out else wire.NO_LIMIT
-    if _was_killed(status) and cpu_s >= running.order.cpu_s - 0.1:
+    # The kernel limits by ticks and reports by clock, which differ on a busy machine.
+    if _was_killed(status) and cpu_s >= 0.5 * running.order.cpu_s:
         return wire.CPU_LIMIT
     # A library that cannot allocate aborts, or uses what it did not get; a machine that is short
     # of memory kills whoever has most.
