@@ -53,13 +53,13 @@ class VerifierPool:
         self, config: VerifierConfig, open_front: Callable[[VerifierConfig], Front] = make_front
     ):
         check_forms(config.accept)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._serve, name="verifier pool", daemon=True)
-        self._thread.start()
         self._lock = threading.Lock()
         self._is_closed = False
         self._last_stats: dict[str, Any] = {}
         self._batches: set[asyncio.Task[Any]] = set()  # under way
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._serve, name="verifier pool", daemon=True)
+        self._thread.start()
 
         async def opened() -> Front:
             front = open_front(config)
@@ -111,7 +111,6 @@ class VerifierPool:
         with self._lock:
             if self._is_closed:
                 return
-            self._last_stats = self._run(self._stats())
             self._is_closed = True
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
         self._stop_loop()
@@ -137,6 +136,7 @@ class VerifierPool:
         return self._front.stats()
 
     async def _close(self) -> None:
+        self._last_stats = self._front.stats()
         batches = list(self._batches)
         for batch in batches:
             batch.cancel()
@@ -144,10 +144,11 @@ class VerifierPool:
         await self._front.close()
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        if self._is_closed:
-            work.close()
-            raise RuntimeError("the verifier pool is closed")
-        return asyncio.run_coroutine_threadsafe(work, self._loop)
+        with self._lock:  # the loop ends with ``close``: nothing may come after it
+            if self._is_closed:
+                work.close()
+                raise RuntimeError("the verifier pool is closed")
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
         future = self._submit(work)
