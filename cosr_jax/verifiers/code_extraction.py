@@ -6,6 +6,8 @@ Sources, in the order in which they are asked for the entry point:
   2. stretches of code between paragraphs of prose, outside of all fences; likewise
   3. blocks that are labelled as another language
 
+An import of the name counts where nothing else binds it: a usage example imports it, too.
+
 If nothing defines it, the last Python block is the program, which then fails for the lack of its
 entry point.  For a script the last block that reads standard input counts, else the last Python
 block.  Blocks of shells, consoles, outputs and data are never programs.
@@ -94,15 +96,16 @@ _READS_STDIN = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\(\s*0\b|\bos\.read\(\s
 def _choose(text: str, name: str) -> _Block | None:
     """The block of ``text`` that is the program; ``name`` is its entry point, "" for a script."""
     blocks = _fenced(text)
-    fenced = [block for block in blocks if block.label not in _NO_PROGRAMS]
+    fenced = [b for b in blocks if b.label not in _NO_PROGRAMS and b.code.strip()]
     ours = [block for block in fenced if block.label not in _FOREIGN]
     loose = list(_unfenced(text, blocks))
     if name:
         others = [block for block in fenced if block.label in _FOREIGN]
-        for sources in (ours, loose, others):
-            for block in reversed(sources):
-                if _defines(block.code, name):
-                    return block
+        for imports in (False, True):
+            for sources in (ours, loose, others):
+                for block in reversed(sources):
+                    if _defines(block.code, name, imports):
+                        return block
     else:
         for sources in (ours, loose):
             for block in reversed(sources):
@@ -159,13 +162,16 @@ def _outside(matches: Iterator[re.Match[str]], spans: Sequence[Span]) -> Iterato
 
 _RUN = re.compile(r"`{3,}|^(?P<indent>[ \t]*)~{3,}", re.MULTILINE)
 _PREFIX = re.compile(r"[ \t>]*(?:(?:[-*+]|[0-9]{1,3}[.)])[ \t]+)?")
-_LABEL = re.compile(r"[ \t]*\{?[ \t]*\.?([A-Za-z][\w+#.-]*)")
+_LABEL = re.compile(
+    r"[ \t]*\{?[ \t]*\.?"
+    r"((?:python3?|py)(?=(?:def|class|import|from|async) )|[A-Za-z][\w+#.-]*)"
+)
 _OPENS_INLINE = re.compile(r"[ \t]*(?:def|class|import|from|async def)[ \t]+\w+|[ \t]*print\(")
 _NOTHING = re.compile(r"[ \t]*(?:(?:<\|\w+\|>|</s>)[ \t]*)*(?:</answer>.*)?")
 
 
 def _fenced(text: str) -> list[_Block]:
-    """All fenced blocks that are not empty, in order."""
+    """All fenced blocks, in order."""
     blocks: list[_Block] = []
     literals = _Literals(text)
     fence: _Fence | None = None
@@ -183,7 +189,7 @@ def _fenced(text: str) -> list[_Block]:
             fence = _Fence(text, literals, start, run.end(), line_end)
     if fence:
         blocks.append(fence.block(len(text), len(text), is_closed=False))
-    return [block for block in blocks if block.code.strip()]
+    return blocks
 
 
 class _Fence:
@@ -209,7 +215,9 @@ class _Fence:
         self._content = line_end + 1
         if label and _is_known(self.label):
             if _OPENS_INLINE.match(text, label.end(), line_end):  # "```python def f(x):"
-                self._content = label.end() + 1
+                self._content = label.end()
+                while text[self._content] in " \t":
+                    self._content += 1
             elif self._mark in text[end:line_end]:  # "```python f(x)```", all on one line
                 self._content = label.end()
         elif self._mark in text[end:line_end] or _OPENS_INLINE.match(text, end, line_end):
@@ -222,10 +230,15 @@ class _Fence:
         """Whether the marks at ``start`` close this fence, neither in a string nor in a comment."""
         if start < self._content or not self._fits(start, end):
             return False
-        is_inline = start < self._line_end
         after = _NOTHING.match(self._text, end, line_end)
-        if not is_inline and (after is None or after.end() < line_end):
-            return False
+        if start > self._line_end and (after is None or after.end() < line_end):
+            # A line that starts with such marks is no Python, whatever follows them.
+            label = _LABEL.match(self._text, end, line_end)
+            if not self._literals or (label and _is_known(label[1].lower())):
+                return False
+            line_start = self._text.rfind("\n", 0, start) + 1
+            if not _PREFIX.fullmatch(self._text, line_start, start):
+                return False
         return not (self._literals and self._literals.cover(start))
 
     def is_followed_by(self, start: int, end: int, line_end: int) -> bool:
@@ -364,8 +377,8 @@ _SCOPE = re.compile(
 )
 
 
-def _defines(code: str, name: str) -> bool:
-    """Whether ``code`` binds ``name`` outside of all functions and classes."""
+def _defines(code: str, name: str, imports: bool) -> bool:
+    """Whether ``code`` binds ``name`` outside of functions and classes; by an import or else."""
     if name not in code:
         return False
     code = _without_strings(code)
@@ -374,7 +387,8 @@ def _defines(code: str, name: str) -> bool:
         rf"""^(?P<indent>[ \t]*)(?:
           (?:async[ \t]+)?def[ \t]+{word}\b
         | class[ \t]+{word}\b
-        | (?:from[ \t]+[\w.]+[ \t]+)?import\b(?:[^\n(]*?|[ \t]*\([^()]*?)\b{word}\b(?![ \t]+as\b)
+        | (?P<imported>(?:from[ \t]+[\w.]+[ \t]+)?import\b)
+          (?:[^\n(]*?|[ \t]*\([^()]*?)\b{word}\b(?![ \t]+as\b)
         | (?P<assigned>(?=[^\n(]{{0,{_MAX_TARGETS}}}\b{word}\b)[\w \t]*[,=:])
         )""",
         re.MULTILINE | re.VERBOSE,
@@ -385,6 +399,8 @@ def _defines(code: str, name: str) -> bool:
     depth = last = 0
     indented = []
     for match in bound.finditer(code):
+        if bool(match["imported"]) != imports:
+            continue
         if match["assigned"]:
             line = code[match.start() : match.end() + 2 * _MAX_TARGETS].partition("\n")[0]
             if not target.match(line):
@@ -444,12 +460,25 @@ _WORDS = re.compile(
 _DOCSTRINGS = ('"""', "'''", 'r"""', "r'''")
 
 
+_INDENTED = re.compile(r"(?:\A|(?<=\n\n))(?:(?: {4}|\t)[^\n]*(?:\n|\Z)|\n)+")
+
+
 def _unfenced(text: str, fenced: Sequence[_Block]) -> Iterator[_Block]:
     """Stretches of code between prose, outside of ``fenced``."""
     position = 0
     for start, end in (*(block.span for block in fenced), (len(text), len(text))):
-        yield from _stretches(text[position:start])
+        between = text[position:start]
+        yield from _indented(between)
+        yield from _stretches(between)
         position = end
+
+
+def _indented(text: str) -> Iterator[_Block]:
+    """Code that Markdown sets off by indentation alone: behind a blank line or at the start."""
+    for match in _INDENTED.finditer(text):
+        code = re.sub(r"^(?: {4}|\t)", "", match[0], flags=re.MULTILINE)
+        if _STATEMENT.match(code.lstrip("\n")):
+            yield _Block("", code, match.end() < len(text), match.span())
 
 
 def _stretches(text: str) -> Iterator[_Block]:

@@ -205,7 +205,7 @@ _ALTERNATIVES = re.compile(
 )
 _INEQUALITY = re.compile(r"[<>\u2264\u2265]|\\(?:leq?|geq?|lt|gt)(?![A-Za-z])")
 _HASHES = re.compile(r"^[ \t]*####([^#\n]*)$", re.MULTILINE)
-_PHRASE = re.compile(r"\banswer(?: is\b:?|:\**| =)", re.IGNORECASE)
+_PHRASE = re.compile(r"\banswers?(?: (?:is|are)\b:?|:\**| =)", re.IGNORECASE)
 # A number that stands alone, neither the tail of a name nor of another number; a minus after an
 # operand is subtraction, not a sign.
 _NUMBER = re.compile(rf"(?:(?<![\w.)\]}}])[-\u2212+])?(?<![\w.\\]){_UNSIGNED}(?![0-9])(?: ?\\?%)?")
