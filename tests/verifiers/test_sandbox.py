@@ -181,6 +181,22 @@ os.makedirs("a/b"); open("a/b/c", "w").write("x"); os.symlink("/", "root"); open
         assert said == "([], '/tmp')"
 
 
+@pytest.mark.parametrize(
+    "leave",
+    [
+        "for i in range(3000): os.mkdir('d' * 200); os.chdir('d' * 200)",
+        "os.mkdir('closed'); open('closed/x', 'w'); os.mkdir('closed/a', 0); os.mkdir('b', 0)",
+        "open(b'\\xff\\n', 'w'); os.symlink('/usr', 'usr'); os.symlink('loop', 'loop')",
+        "os.mkdir('a'); open('a/b', 'w'); os.link('a/b', 'c')",
+    ],
+)
+def test_no_tree_is_too_strange_to_be_removed(box, leave):
+    for look in (leave, "os.write(fds[0], repr(os.listdir('.')).encode())"):
+        ended = box.execute(f"import os\n{look}")
+        assert ended.exit.limit in ("", "files")
+    assert ended.said == "[]"
+
+
 def test_a_smaller_limit_of_files_follows_a_larger_one(box):
     code = "f = open('a', 'wb', 0)\nfor _ in range(3): f.write(bytes(1 << 20))"
     assert box.execute(code, Limits(file_mb=4)).exit.code == 0

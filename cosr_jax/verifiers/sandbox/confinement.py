@@ -1,4 +1,4 @@
-# ruff: noqa: PTH102, PTH106, PTH108, PTH110, PTH116
+# ruff: noqa: PTH102, PTH106, PTH110, PTH116
 """Isolation without namespaces: Landlock rules, a user without rights where root can give one.
 
 Weaker than namespaces: a member sees that files exist that it may not open, and shares the user and
@@ -78,10 +78,11 @@ class LandlockIsolation:
 
     def clean(self, place: int) -> None:
         """In the server, when the member is gone: nothing that it wrote stays."""
-        private = f"{self._base}/{place}"
-        with os.scandir(private) as entries:
-            for entry in entries:
-                _remove(entry)
+        fd = os.open(f"{self._base}/{place}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            _empty(fd)
+        finally:
+            os.close(fd)
 
     def is_over(self, place: int, file_mb: int) -> bool:
         """Whether the member's files take more than they may, as far as can be seen."""
@@ -99,23 +100,44 @@ class LandlockIsolation:
                             left.append(entry.path)
             except FileNotFoundError:
                 continue  # the member removes files while they are counted
+            except OSError:
+                return True  # too deep or closed to us: nothing that an honest program makes
         return False
 
     def close(self) -> None:
-        """Removes every place; the base itself is the host's."""
+        """Removes every place and the directory around them."""
         for place in self._rulesets:
             self.clean(place)
             os.rmdir(f"{self._base}/{place}")
+        os.rmdir(self._base)
 
 
-def _remove(entry: os.DirEntry[str]) -> None:
-    if not entry.is_dir(follow_symlinks=False):
-        os.unlink(entry.path)
-        return
-    with os.scandir(entry.path) as entries:
-        for below in entries:
-            _remove(below)
-    os.rmdir(entry.path)
+def _empty(top: int) -> None:
+    """Removes all below the open directory ``top``, however deep it goes and whatever its modes.
+
+    A subdirectory's entries are moved up before it goes, so that no path grows long.
+    """
+    token = os.urandom(8).hex()  # names that no program can have taken
+    number = 0
+    while names := _entries(top):
+        for name, is_directory in names:
+            if not is_directory:
+                os.unlink(name, dir_fd=top)
+                continue
+            os.chmod(name, 0o700, dir_fd=top)
+            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=top)
+            for below, is_directory_too in _entries(fd):
+                if is_directory_too:
+                    os.chmod(below, 0o700, dir_fd=fd)
+                number += 1
+                os.rename(below, f"{token}{number}", src_dir_fd=fd, dst_dir_fd=top)
+            os.close(fd)
+            os.rmdir(name, dir_fd=top)
+
+
+def _entries(fd: int) -> list[tuple[str, bool]]:
+    with os.scandir(fd) as entries:
+        return [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
 
 
 def _nobody_can_read(paths: Sequence[str]) -> bool:

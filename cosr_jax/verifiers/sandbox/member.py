@@ -56,7 +56,11 @@ class Nursery:
         self._isolation = isolation
         self._marks = marks
         self._statm = statm
-        self._filter_of_first = seccomp.Filter(seccomp.member_program(1))
+        self._filter_of_first = self._filter(1)
+
+    def _filter(self, pid: int) -> seccomp.Filter:
+        program = seccomp.member_program(pid, self._isolation.may_change_attributes)
+        return seccomp.Filter(program)
 
     def memory(self) -> tuple[int, int]:
         """Address space and private writable memory of the server now, in bytes."""
@@ -84,7 +88,7 @@ class Nursery:
                     self._filter_of_first.put_on()
                 else:
                     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-                    seccomp.Filter(seccomp.member_program(pid)).put_on()
+                    self._filter(pid).put_on()
             except BaseException as error:
                 text = f"{type(error).__name__}: {error}".encode()[: MARK - 1]
                 self._marks[place * MARK + 1 : place * MARK + 1 + len(text)] = text

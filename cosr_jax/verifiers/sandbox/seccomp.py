@@ -115,15 +115,9 @@ def _program(rules: dict[str, list[_Instruction]], default: _Instruction) -> lis
     return [*program, default]
 
 
-def server_program(may_change_attributes: bool) -> bytes:
-    """The filter that the warm server puts on.
-
-    Args:
-      may_change_attributes: whether chmod and utime are left, which Landlock does not restrict.
-    """
-    rules = {name: [_allow] for name in _ALWAYS}
-    if may_change_attributes:
-        rules |= {name: [_allow] for name in _ATTRIBUTES}
+def server_program() -> bytes:
+    """The filter that the warm server puts on."""
+    rules = {name: [_allow] for name in (*_ALWAYS, *_ATTRIBUTES)}
     others = [*_SERVER_ONLY, "kill", "tgkill", "clone", "sendto", "prctl", "prlimit64", "setrlimit"]
     rules |= {name: [_allow] for name in others}
     rules |= {
@@ -152,9 +146,16 @@ def server_program(may_change_attributes: bool) -> bytes:
     return _pack([*head, *_program(rules, _deny)])
 
 
-def member_program(pid: int) -> bytes:
-    """The filter that a member whose process id is ``pid`` adds to the server's."""
+def member_program(pid: int, may_change_attributes: bool) -> bytes:
+    """The filter that a member adds to the server's.
+
+    Args:
+      pid: its process id.
+      may_change_attributes: whether chmod and utime are left, which Landlock does not restrict.
+    """
     rules = {name: [_deny] for name in _SERVER_ONLY}
+    if not may_change_attributes:
+        rules |= {name: [_deny] for name in _ATTRIBUTES}
     rules |= {
         "clone": [
             _low(0),

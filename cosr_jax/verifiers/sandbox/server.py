@@ -285,7 +285,7 @@ def main() -> None:
         server = Server(sock, isolation, statm)
         linux.prctl(linux.PR_SET_NO_NEW_PRIVS, 1)
         member.limit_forks()
-        seccomp.Filter(seccomp.server_program(isolation.may_change_attributes)).put_on()
+        seccomp.Filter(seccomp.server_program()).put_on()
         gc.collect()
         gc.freeze()
         gc.disable()
