@@ -479,12 +479,14 @@ def _view(snapshot: Mapping[str, Any]) -> View:
     for index, values, bounds, text in zip(
         layout["nodeIndex"], layout["styles"], layout["bounds"], layout["text"], strict=True
     ):
+        if strings[nodes["nodeName"][index]] == "::marker":
+            continue  # a list's bullets are not its text
         x, y, width, height = bounds
         own = {name: strings[v] for name, v in zip(_STYLES, values, strict=False)}
         if not own:  # text is laid out in the styles of what holds it
             holder = frames.get(nodes["parentIndex"][index])
             if holder is None:
-                continue
+                continue  # a marker's text
             own = dict(holder.styles)
         box = Box(index, x, y, width, height, strings[text] if text >= 0 else "", own)
         boxes.append(box)
