@@ -32,7 +32,7 @@ def final_answer(text: str) -> str | None:
 
     With harmony headers only what follows the last header of the final channel counts, up to the
     end of its message; then what follows the last closed think block, if none is open behind it.
-    Marks inside the strings of a well-formed JSON value are data.
+    Marks inside the strings of a value are data.
     """
     headers = list(_outside_values(_HEADER, text))
     if headers:
@@ -55,10 +55,15 @@ def final_answer(text: str) -> str | None:
 
 
 def _outside_values(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]:
-    """The matches in ``text`` that do not stand inside a well-formed value."""
+    """The matches in ``text`` that do not stand inside a string of a value.
+
+    Outside a string a mark ends a value that is being read, so those inside its range are data.
+    """
     if not pattern.search(text):  # most texts have none
         return
-    spans = (found for found in values(text) if found.is_closed and found.is_clean)
+    spans = (
+        found for found in values(text) if found.is_closed or (found.is_clean and found.has_member)
+    )
     span = next(spans, None)
     for mark in pattern.finditer(text):
         while span and span.end <= mark.start():

@@ -187,9 +187,11 @@ def _error(kind: str, detail: str) -> ParseResult:
     return ParseResult(None, kind, detail=detail)
 
 
-_HTML = re.compile(r"(?:<!--.*?-->\s*)*<(?:!doctype|html|head|body|\?xml)\b", re.I | re.S)
+_HTML = re.compile(
+    r"(?:<!--(?:[^-]++|-(?!->))*+-->\s*+)*+<(?:!doctype|html|head|body|\?xml)\b", re.I | re.S
+)
 _APOLOGY = re.compile(
-    r"[\s*_>#]*(?:(?:i['\u2019]m|i am|we['\u2019]re|we are)? ?(?:very |really |so )?"
+    r"[\s*_>#]*+(?:(?:i['\u2019]m|i am|we['\u2019]re|we are)? ?(?:very |really |so )?"
     r"(?:sorry|afraid|unable|not able)\b|i apologi[sz]e|my apologies"
     r"|(?:unfortunately|however|but|sorry)?,? ?(?:i|we) (?:can['\u2019]?t|cannot|can not"
     r"|won['\u2019]?t|will not|must decline|decline|refuse|am unable|am not able)\b"
@@ -197,7 +199,7 @@ _APOLOGY = re.compile(
     re.IGNORECASE,
 )
 _SERVER_ERROR = re.compile(
-    r"\s*(?:(?:http )?(?:error )?5\d\d\b|internal server error|bad gateway|gateway time-?out"
+    r"\s*+(?:(?:http )?(?:error )?5\d\d\b|internal server error|bad gateway|gateway time-?out"
     r"|service (?:temporarily )?unavailable|upstream (?:connect|request)|(?:server )?error:"
     r"|too many requests|rate limit)",
     re.IGNORECASE,

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -85,6 +84,7 @@ class Found:
     end: int  # half-open, in characters
     is_closed: bool  # its closing bracket is there
     is_clean: bool  # nothing was skipped
+    has_member: bool  # a key with a colon is in it
 
 
 def values(text: str) -> Iterator[Found]:
@@ -96,21 +96,21 @@ def values(text: str) -> Iterator[Found]:
     """
     reader = _Reader(text)
     fuel = _EFFORT * len(text)
-    first = _START.search(text)
     position = 0
-    if first and _ENCODED.match(text, first.start()):
-        decoded, position = _decoded(text, first.start())
-        for found in values(decoded):
-            yield dataclasses.replace(found, start=first.start(), end=position)
     while fuel >= 0 and (match := _START.search(text, position)):
+        if _ENCODED.match(text, match.start()):
+            decoded, position = _decoded(text, match.start())
+            for found in values(decoded):
+                yield dataclasses.replace(found, start=match.start(), end=position)
+            continue
         found = reader.read(match.start())
         fuel -= found.end - found.start
         position = found.end
-        if found.is_closed or reader.has_member or reader.error_at is None:
+        if found.is_closed or found.has_member or found.is_clean:
             yield found
         if found.is_closed or (reader.is_hopeless and reader.error_at == found.end):
             continue
-        if not reader.has_member:
+        if not found.has_member:
             position = found.start + 1
         elif reader.error_at is not None:
             again = _RESTART.search(text, reader.error_at)
@@ -119,7 +119,7 @@ def values(text: str) -> Iterator[Found]:
 
 #: Characters read, per character of a text, before broken beginnings are given up.
 _EFFORT = 4
-_MAX_DEPTH = 100
+_MAX_DEPTH = 64
 
 _SPACE = r"[\s\ufeff\u200b-\u200d\u2060]"
 _BLANK = re.compile(rf"(?:{_SPACE}++|(?://|\#)[^\n]*+|/\*(?:.*?\*/|.*\Z))*+", re.DOTALL)
@@ -160,7 +160,11 @@ _ESCAPES = {
     **{"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"},
     **{"/": "/", "\\": "\\", '"': '"', "'": "'", "`": "`"},
 }
-_ESCAPE = re.compile(r"\\(?:u([0-9A-Fa-f]{4})|(.))", re.DOTALL)
+#: JSON's escapes, and Python's for a character by its number.
+_ESCAPE = re.compile(
+    r"\\(?:u([0-9A-Fa-f]{4})|x([0-9A-Fa-f]{2})|U(000[0-9A-Fa-f]{5}|0010[0-9A-Fa-f]{4})|(.))",
+    re.DOTALL,
+)
 _SURROGATES = re.compile(r"[\ud800-\udbff][\udc00-\udfff]")
 
 #: An object that opens with a key, or ends at once; or a list.
@@ -220,7 +224,7 @@ class _Reader:
     def __init__(self, text: str):
         self._text = text
         # Of the last value read:
-        self.has_member = False  # a key with a colon is in it
+        self._has_member = False
         self.is_hopeless = False  # it ended at a mark, or too deep: nothing of it follows
         self.error_at: int | None = None  # where the grammar failed first
         self._string: int | None = None  # where the last token begins, if it is a string
@@ -228,7 +232,7 @@ class _Reader:
 
     def read(self, start: int) -> Found:
         """What opens at ``start``."""
-        self.has_member = self.is_hopeless = False
+        self._has_member = self.is_hopeless = False
         self.error_at = self._string_before = self._string = None
         opener = self._text[start]
         stack = [_Frame(_CLOSER[opener], "key" if opener == "{" else "value")]
@@ -252,13 +256,15 @@ class _Reader:
                     position = end.position
                     break
             if stack[0].expects == "end":
-                value = stack[0].closed()
-                return Found(value, start, position, True, self.error_at is None)
+                return self._found(stack[0].closed(), start, position, True)
         child = stack.pop().cut()
         while stack:
             stack[-1].add(child)
             child = stack.pop().cut()
-        return Found(child, start, position, False, self.error_at is None)
+        return self._found(child, start, position, False)
+
+    def _found(self, value: Any, start: int, end: int, is_closed: bool) -> Found:
+        return Found(value, start, end, is_closed, self.error_at is None, self._has_member)
 
     def _step(self, stack: list[_Frame], position: int) -> int:
         """Reads one token; returns where the next one may begin."""
@@ -286,7 +292,7 @@ class _Reader:
         if frame.expects == "colon":
             if char != ":":
                 raise _Broken(position)
-            frame.expects, self.has_member = "value", True
+            frame.expects, self._has_member = "value", True
             return position + 1
         if frame.expects == "comma" and not is_object:  # missing, between objects
             if char != "{" or not frame.holds_objects():
@@ -357,12 +363,12 @@ class _Reader:
           _Broken: the error is not inside such a list.
           _Cut: the item does not end.
         """
-        pairs = itertools.pairwise(stack)
-        depths = [i for i, (a, b) in enumerate(pairs) if a.closer == "]" and b.closer == "}"]
-        top = stack[-1]
         if self.is_hopeless:
             raise _Broken(position)
-        if top.closer == "]" and (not depths or top.holds_objects()):
+        top, depth = stack[-1], len(stack) - 2  # the list of the innermost object in a list
+        while depth >= 0 and (stack[depth].closer, stack[depth + 1].closer) != ("]", "}"):
+            depth -= 1
+        if top.closer == "]" and (depth < 0 or top.holds_objects()):
             char, position = next(self._structure(position), ("}", position))
             if char == "}":
                 raise _Broken(position)
@@ -370,14 +376,14 @@ class _Reader:
             if char in _CLOSER:
                 top.expects = "value"
             return position
-        if not depths:
+        if depth < 0:
             raise _Broken(position)
-        items, item = stack[depths[-1]], stack[depths[-1] + 1]
+        items, item = stack[depth], stack[depth + 1]
         is_next = self._text.startswith("{", position) and item is top and top.expects != "value"
         if not is_next:
-            closers = [frame.closer for frame in stack[depths[-1] + 1 :]]
+            closers = [frame.closer for frame in stack[depth + 1 :]]
             position = self._behind(closers, position)
-        del stack[depths[-1] + 1 :]
+        del stack[depth + 1 :]
         items.add(BROKEN)
         if is_next:  # the item was never closed, and the next one begins
             items.expects = "value"
@@ -387,6 +393,9 @@ class _Reader:
         """Where the item ends whose brackets are to be closed by ``closers``."""
         for char, index in self._structure(position):
             if char in _CLOSER:
+                if len(closers) == _MAX_DEPTH:
+                    self.is_hopeless = True
+                    raise _Broken(index)
                 closers.append(_CLOSER[char])
             elif char in closers:
                 while closers.pop() != char:
@@ -422,10 +431,12 @@ def _unescaped(text: str) -> str:
     """The content of a string; a backslash that escapes nothing stays, as in Python."""
     if "\\" not in text:
         return text
-    plain = _ESCAPE.sub(
-        lambda m: chr(int(m[1], 16)) if m[1] else _ESCAPES.get(m[2], m[0]),
-        text,
-    )
+
+    def character(escape: re.Match[str]) -> str:
+        number = escape[1] or escape[2] or escape[3]
+        return chr(int(number, 16)) if number else _ESCAPES.get(escape[4], escape[0])
+
+    plain = _ESCAPE.sub(character, text)
     return _SURROGATES.sub(lambda m: m[0].encode("utf-16", "surrogatepass").decode("utf-16"), plain)
 
 

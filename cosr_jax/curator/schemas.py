@@ -13,7 +13,7 @@ import functools
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from fractions import Fraction
+from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, Protocol
 
 from cosr_jax.curator.repair import Number, strict
@@ -104,6 +104,7 @@ class Field(Protocol):
 
 
 _JSON_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
+_MAX_DIGITS = 400
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 
 
@@ -161,8 +162,11 @@ class Real:
             raise Invalid("range", f"{name} is not within {low:g} and {high:g}")
         if not self.is_integer:
             return number
-        exact = Fraction(value.literal)
-        if exact.denominator != 1:
+        try:
+            exact = Decimal(value.literal)
+        except InvalidOperation:  # an exponent of dozens of digits
+            raise Invalid("range", f"{name} overflows") from None
+        if exact != exact.to_integral_value():
             raise Invalid("type", f"{name} is no integer")
         return int(exact)
 
@@ -178,7 +182,9 @@ class Real:
 
 def _finite(name: str, literal: str) -> float:
     number = float(literal)
-    if not math.isfinite(number):
+    # Digits without end would make exact arithmetic slow; a nonzero number must not become zero.
+    is_lost = number == 0.0 and re.match(r"[^eE]*[1-9]", literal)
+    if not math.isfinite(number) or is_lost or len(literal) > _MAX_DIGITS:
         raise Invalid("range", f"{name} overflows")
     return number
 
