@@ -104,7 +104,7 @@ def _parse(values: flags.FlagValues, args: list[str], name: str) -> None:
     values.set_gnu_getopt(True)
     remedy = f"see cosr {name} --help"
     try:
-        extra = values(["cosr", *args])[1:]
+        extra = values(["cosr", *map(_with_underscores, args)])[1:]
     except flags.UnrecognizedFlagError as error:
         flag = error.flagname
         hint = suggest(flag, list(values), f"{remedy}; flags: ")
@@ -113,6 +113,12 @@ def _parse(values: flags.FlagValues, args: list[str], name: str) -> None:
         raise UserError(_one_line(error), remedy) from error
     if extra:
         raise UserError(f"{extra[0]!r} belongs to no flag", f"write --name=value; {remedy}")
+
+
+def _with_underscores(argument: str) -> str:
+    """``--token-file=x-y`` as ``--token_file=x-y``, which is how flags are named."""
+    name, equals, value = argument.partition("=")
+    return name[:2] + name[2:].replace("-", "_") + equals + value if name[:2] == "--" else argument
 
 
 def _train_flags(values: flags.FlagValues) -> None:

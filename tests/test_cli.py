@@ -150,6 +150,13 @@ def test_export_hands_over_its_flags(calls, workdir, flag, step):
     ]
 
 
+def test_flags_may_be_written_with_dashes(calls, workdir):
+    assert main(["train", QUICKSTART, f"--workdir={workdir}-x", "--allow-config-change"]) == 0
+    ((_, _, options),) = calls
+    assert options["allow_config_change"] is True
+    assert options["workdir"] == Path(f"{workdir}-x")
+
+
 def test_rejudge_goes_by_the_run_or_by_every_form(calls, workdir):
     assert main(["rejudge", f"--workdir={workdir}", "--config.verifier.wall_s=9"]) == 0
     assert main(["rejudge", "--samples=a.jsonl", "--output=b.jsonl"]) == 0
