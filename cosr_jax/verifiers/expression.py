@@ -71,7 +71,10 @@ def parse(text: str) -> Node:
     Raises:
       Unreadable: it is no expression, or longer than ``MAX_TOKENS``, or too deep.
     """
-    return _Parser(_tokens(text)).whole()
+    try:
+        return _Parser(_tokens(text)).whole()
+    except RecursionError as error:
+        raise Unreadable("too deep") from error
 
 
 def _tokens(text: str) -> list[str]:
@@ -112,6 +115,7 @@ class _Parser:
         self._at = 0
         self._depth = 0
         self._bars = 0
+        self._brace = 0  # behind the last number in braces that is no argument
 
     def whole(self) -> Node:
         node = self._sum()
@@ -156,11 +160,17 @@ class _Parser:
                 self._take()
                 node = Node("/", (node, self._signed_power()))
             elif self._starts_factor():
-                if self._tokens[self._at - 1][0].isdigit() and self._next[0] in ".0123456789":
+                if self._joins_digits():
                     raise Unreadable("two numbers side by side")
                 node = Node("*", (node, self._power()))
             else:
                 return node
+
+    def _joins_digits(self) -> bool:
+        """Whether TeX would print two numbers as one: ``2 5``, ``{2}5``, ``2{5}``."""
+        after_number = self._tokens[self._at - 1][0] in ".0123456789" or self._brace == self._at
+        following = self._tokens[self._at + (self._next == "{")]
+        return after_number and following[:1] in tuple(".0123456789")
 
     def _signed_power(self) -> Node:
         if self._next in ("+", "-"):
@@ -202,7 +212,11 @@ class _Parser:
         return node
 
     def _postfix(self) -> Node:
-        return self._marked(self._atom())
+        is_group = self._next == "{"
+        node = self._atom()
+        if is_group and node.op == "number":
+            self._brace = self._at
+        return self._marked(node)
 
     def _marked(self, node: Node) -> Node:
         """``node`` with the marks behind it: factorials, percent, degrees."""

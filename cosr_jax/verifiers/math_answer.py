@@ -209,7 +209,7 @@ def symbolic_refusal(text: str) -> str:
         return next(
             filter(None, (expression.refusal(expression.parse(side)) for side in sides)), ""
         )
-    except Unreadable as error:
+    except (Unreadable, RecursionError) as error:
         return f"unreadable: {error}"
 
 
