@@ -174,7 +174,7 @@ def definitions(level: int, dice: Dice) -> Problem:
 
 
 def invariants(level: int, dice: Dice) -> Problem:
-    """Of a loop: a bound; a remainder; a sum; a sum from anywhere; squares."""
+    """Of a loop: a bound; a remainder; a sum; a sum from anywhere; squares from anywhere."""
     start, step = dice.between(0, 99), dice.between(2, 60)
     if level <= 2:
         head = "(define-fun inv ((x Int)) Bool "
@@ -194,15 +194,15 @@ def invariants(level: int, dice: Dice) -> Problem:
             f"(assert (=> (inv x) {missed}))"
         )
     else:
-        step = dice.between(2, 600)
+        step = dice.between(2, 9) if level == 5 else dice.between(2, 600)
         first = dice.between(1, 99) if level == 4 else 0
-        total = dice.between(100, 999) if level == 4 else 0
+        total = 0 if level == 3 else dice.between(100, 999)
         grown = f"(* {step} i)"
         addend, more = str(step), str(step)
         if level == 4:
             grown = f"(+ {total} (* {step} (- i {first})))"
         elif level == 5:
-            grown = f"(* {step} i i)"
+            grown = f"(+ {total} (* {step} i i))"
             addend, more = f"(* {step} (+ (* 2 i) 1))", f"{step} * (2 * i + 1)"
         result = grown.replace("i", "n")
         code = f"i, s = {first}, {total}\nwhile i < n:\n    s += {more}\n    i += 1"

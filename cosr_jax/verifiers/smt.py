@@ -21,7 +21,7 @@ def answer(case: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
       case: {"script": declarations, definitions and assumptions as SMT-LIB text, "goals": terms,
-        "budget": z3's rlimit for each goal}.
+        "budget": z3's rlimit for all goals together}.
 
     Returns:
       {"goals": [{"status": "valid" | "refuted" | "unknown", "detail": str}]}; the detail of a
@@ -32,27 +32,37 @@ def answer(case: Mapping[str, Any]) -> dict[str, Any]:
       MemoryError: z3 used up its memory.
       z3.Z3Exception: z3 cannot read the script, or broke.
     """
+    budget = case["budget"]
+    decided = []
     try:
-        if _solver(case["script"], case["budget"]).check() == z3.unsat:
+        if _solver(case["script"], budget).check() == z3.unsat:
             raise ValueError("the assumptions of the task contradict each other")
-        return {"goals": [_decide(case["script"], goal, case["budget"]) for goal in case["goals"]]}
+        for goal in case["goals"]:
+            result, spent = _decide(case["script"], goal, budget)
+            budget = max(1, budget - spent)  # 0 would mean no limit
+            decided.append(result)
+        return {"goals": decided}
     except z3.Z3Exception as error:
         if "memory" in str(error):
             raise MemoryError(str(error)) from error
         raise
 
 
-def _decide(script: str, goal: str, budget: int) -> dict[str, str]:
+def _decide(script: str, goal: str, budget: int) -> tuple[dict[str, str], int]:
+    """What became of a goal, and what it cost."""
     solver = _solver(f"{script}\n(assert (not {goal}))", budget)
     result = solver.check()
+    statistics = solver.statistics()
+    keys = statistics.keys()  # no work, no entry
+    spent = statistics.get_key_value("rlimit count") if "rlimit count" in keys else 0
     if result == z3.unsat:
-        return {"status": "valid", "detail": ""}
+        return {"status": "valid", "detail": ""}, spent
     if result == z3.sat:
-        return {"status": "refuted", "detail": _counter_example(solver.model())}
+        return {"status": "refuted", "detail": _counter_example(solver.model())}, spent
     reason = solver.reason_unknown()
     if "memory" in reason:
         raise MemoryError(reason)
-    return {"status": "unknown", "detail": reason}
+    return {"status": "unknown", "detail": reason}, spent
 
 
 def _solver(script: str, budget: int) -> z3.Solver:

@@ -146,6 +146,21 @@ HONEST = {
         }
         """
     ),
+    "fades in": changed(
+        ("</style>", "p { opacity: 0; transition: opacity 0.4s; } p.on { opacity: 1; }</style>"),
+        ('$("hello").textContent =', '$("hello").className = "on"; $("hello").textContent ='),
+    ),
+    "counts by frames": changed(
+        (
+            '$("count").textContent = String(n);',
+            """
+            const end = performance.now() + 500;
+            const tick = () => performance.now() < end
+              ? requestAnimationFrame(tick) : $("count").textContent = String(n);
+            tick();
+            """,
+        )
+    ),
     "asks": script("confirm('Cookies?');"),
     "handled error": script("try { null.x } catch (e) { console.log(e.message) }"),
     "large pale heading": style("h1 { color: #8a8a8a; }"),
