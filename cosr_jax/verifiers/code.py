@@ -25,7 +25,7 @@ from cosr_jax.verifiers.judges import Limits
 from cosr_jax.verifiers.sandbox.host import Case, Exit, Member, Sandbox, SandboxError
 
 _PACKAGE = "cosr_jax.verifiers.code_exec"
-_PRELOAD = (f"{_PACKAGE}.student", f"{_PACKAGE}.examiner", f"{_PACKAGE}.script")
+_EXECUTOR = (f"{_PACKAGE}.warmup", f"{_PACKAGE}.script")
 #: Each library that a server has makes each of its forks slower, and each one that it lacks those
 #: of the cases that use it.  So there are servers of several kinds; the first kind whose words are
 #: among those of program and tests serves a case, and any kind can serve it.
@@ -132,7 +132,8 @@ class _Server:
     """
 
     def __init__(self, layer: str, libraries: Sequence[str]):
-        self._sandbox = Sandbox(layer, _PRELOAD, libraries)
+        # The executor comes last: it warms up with the libraries that it finds.
+        self._sandbox = Sandbox(layer, (*libraries, *_EXECUTOR), libraries=())
         self._lock = asyncio.Lock()
         self.load = 0
 
@@ -257,6 +258,8 @@ def _share(passed: int, total: int) -> float:
 def _judge_dead_examiner(end: Exit) -> _Result:
     if end.out_of_memory:  # by what the program returned: its data is all that grows there
         return _Result(Outcome.FAIL, "memory_limit", "the tests ran out of memory with the results")
+    if end.limit == "cpu":
+        return _Result(Outcome.FAIL, "timeout", "the tests ran out of time with the results")
     return _Result(Outcome.ERROR, detail=f"the tests' process ended: {end.detail}")
 
 

@@ -33,10 +33,10 @@ def _compare(name: str) -> Callable[[Any, Any], Any]:
             return special(self, name, other)
         if theirs is not None:
             answer = special(self, name, other)
-            if name in ("__eq__", "__ne__") and type(answer) is bool:
-                is_equal = answer is (name == "__eq__")
-                if is_equal and not _is_believable(self, other):
-                    return not answer
+            if name == "__eq__" and answer and not _is_believable(self, other):
+                return False
+            if name == "__ne__" and not answer and not _is_believable(self, other):
+                return True
             return answer
         if tie.base is not None:
             return getattr(tie.base, name)(_plain(self, tie), other)

@@ -8,7 +8,6 @@ import json
 import linecache
 import os
 import sys
-import threading
 import types
 from typing import Any
 
@@ -58,7 +57,8 @@ def _run(source: str) -> tuple[int, str, str]:
         try:
             exec(program, module.__dict__)
         finally:
-            threading._shutdown()  # type: ignore[attr-defined]  # as an interpreter does at its end
+            if threading := sys.modules.get("threading"):
+                threading._shutdown()  # waits for threads, as an interpreter does at its end
             atexit._run_exitfuncs()
             sys.stdout.flush()
     except SystemExit as error:

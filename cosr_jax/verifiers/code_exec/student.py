@@ -37,12 +37,9 @@ def main(fds: list[int], argument: bytes) -> None:
       fds: the socket to the tests' side.
       argument: as ``argument`` made it.
     """
-    (cap,) = _HEAD.unpack_from(argument)
-    output = _Output(cap)
-    sys.stdout = io.TextIOWrapper(output, encoding="utf-8", errors="replace", write_through=True)
-    sys.stderr = io.TextIOWrapper(_Output(cap), encoding="utf-8", errors="replace")
-    sys.stdin = io.StringIO("")
-    student = Student(Channel(fds[0]), output)
+    (_STDOUT.left,) = (_STDERR.left,) = _HEAD.unpack_from(argument)
+    sys.stdout, sys.stderr, sys.stdin = _STREAMS
+    student = Student(Channel(fds[0]), _STDOUT)
     student.run(argument[_HEAD.size :].decode("utf-8", "surrogatepass"))
     try:
         while True:
@@ -54,15 +51,13 @@ def main(fds: list[int], argument: bytes) -> None:
 
 
 class _Output(io.BytesIO):
-    """Keeps what is printed; ends the process when it is too much."""
+    """Keeps what is printed; ends the process when more than ``left`` bytes come."""
 
-    def __init__(self, cap: int):
-        super().__init__()
-        self._left = cap
+    left = 0
 
     def write(self, data: Any) -> int:
-        self._left -= len(data)
-        if self._left < 0:
+        self.left -= len(data)
+        if self.left < 0:
             os._exit(OUTPUT_LIMIT_EXIT)
         return super().write(data)
 
@@ -73,6 +68,15 @@ class _Output(io.BytesIO):
         self.seek(0)
         self.truncate()
         return data
+
+
+# Made before the fork, which then has less to do.
+_STDOUT, _STDERR = _Output(), _Output()
+_STREAMS = (
+    io.TextIOWrapper(_STDOUT, encoding="utf-8", errors="replace", write_through=True),
+    io.TextIOWrapper(_STDERR, encoding="utf-8", errors="replace"),
+    io.TextIOWrapper(io.BytesIO(), encoding="utf-8"),
+)
 
 
 class Student(Peer):
