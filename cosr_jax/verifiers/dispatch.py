@@ -1,7 +1,7 @@
 """Calls functions on killable worker processes, and says who is to blame for a failure.
 
 - The worker spent the time computing (at least half of the wall clock in CPU time), or ran out of
-  memory: the request is too expensive.  After a second such failure on a fresh worker the call
+  memory: the request is too expensive.  After a second such failure on another worker the call
   ends with that limit, which is a judgement.  A worker that computes, but that a crowded machine
   gave less than half of the time, may go on until it had it, four times the wall clock at most.
 - Anything else (the worker slept, died, would not start, or sent something that is no answer) is
@@ -129,7 +129,7 @@ class Dispatcher:
         Args:
           case: JSON-serialisable; what the worker's function understands.
           wall_s: wall-clock limit in seconds, from the moment when a worker takes the request.
-          memory_mb: MiB that the request may use on top of what a warm worker holds.
+          memory_mb: MiB that the request may use on top of what the worker holds.
         """
         async with self._slots:
             answer = await self._attempt(case, wall_s, memory_mb)
@@ -356,8 +356,9 @@ class _Worker:
     async def _finish(self) -> float:
         usage = await asyncio.to_thread(self._kill)
         if self._writer:
-            self._writer.close()
-        self._socket.close()
+            self._writer.transport.abort()  # which closes the socket
+        else:
+            self._socket.close()
         self._stderr.close()
         return usage.ru_utime + usage.ru_stime - self._cpu_s
 

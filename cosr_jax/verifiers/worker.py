@@ -45,11 +45,11 @@ def main(target: str) -> None:
     threading.Thread(target=_read, args=(lines,), daemon=True).start()
     module, _, name = target.partition(":")
     function = getattr(importlib.import_module(module), name)
-    warm_mb = size_mb()
     _send(channel, {"ready": True, **_usage()})
     while True:
         request = json.loads(lines.get())
-        _limit_memory(warm_mb + request["memory_mb"])
+        # On top of what earlier requests have left in caches, which is not this one's doing.
+        _limit_memory(size_mb() + request["memory_mb"])
         answer = _answer(function, request["case"])
         _send(channel, {"id": request["id"], **answer})
         if "limit" in answer:

@@ -176,6 +176,16 @@ def test_a_memory_hungry_request_meets_its_limit(tmp_path, monkeypatch):
     assert (starves.value, starves.limit) == (None, "memory_limit")
 
 
+def test_what_earlier_requests_left_is_not_charged_to_the_next(tmp_path, monkeypatch):
+    (tmp_path / "hoarder.py").write_text(
+        "kept = []\ndef f(case): kept.append(bytes(150 << 20)); return {'n': len(kept)}"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    answers, restarts = ask(dispatch.worker_command("hoarder:f"), times=5, wall_s=60.0)
+    assert [answer.value["n"] for answer in answers] == [1, 2, 3, 4, 1]  # the fourth is too many
+    assert restarts == 0
+
+
 def test_workers_that_never_start_are_given_up_soon(fake):
     answers, _ = ask(("/nonexistent",), times=50, count=2)
     assert {answer.value for answer in answers} == {None}
