@@ -18,8 +18,8 @@ Errors, in the order in which they are looked for:
 
   too_large     over ``MAX_CHARS`` characters
   refusal       the refusal field is set; with no value found: ``content_filter``, or an apology
-  empty, no_final, truncated   no text, or nothing but reasoning; ``truncated`` if the length limit
-                cut it, ``no_final`` if there is reasoning, else ``empty``
+  truncated, no_final, empty   no text, or nothing but reasoning: ``truncated`` if the length limit
+                cut it, else ``no_final`` if there is reasoning, else ``empty``
   html, server_error   a page or an error report instead of an answer
   ambiguous     a list of different plans
   all_dropped   whole items were there and none could be kept
@@ -151,11 +151,11 @@ def parse(
         return _error("too_large", f"the answer has over {MAX_CHARS} characters")
     if response.refusal:
         return _error("refusal", "the model refused")
-    was_cut = response.finish_reason == "length"
-    no_answer = "truncated" if was_cut else "no_final" if response.reasoning else "empty"
+    was_cut = response.finish_reason in _CUT_REASONS
     text = content.strip().strip("\ufeff").strip()
     if not text:
-        return _error(no_answer, "there is no text besides reasoning")
+        kind = "truncated" if was_cut else "no_final" if response.reasoning else "empty"
+        return _error(kind, "there is no text besides reasoning")
     judging = _Judging(schema, context, judge)
     try:
         whole = strict(text)
@@ -166,17 +166,15 @@ def parse(
     if _HTML.match(text):
         return _error("html", "it is a web page")
     final = final_answer(text)
-    if final is None:
-        no_answer = "truncated" if was_cut else "no_final"
-        return _error(no_answer, "it is reasoning without a final answer")
-    if not final.strip():
-        return _error("truncated" if was_cut else "empty", "the final answer is empty")
+    if final is None or not final.strip():
+        kind = "truncated" if was_cut else "no_final"
+        return _error(kind, "it is reasoning without a final answer")
     result = judging.best([found.value for found in values(final)])
     if result is not None:
         return result
     if response.finish_reason == "content_filter" or _APOLOGY.match(final):
         return _error("refusal", "the model refused")
-    if _SERVER_ERROR.match(final):
+    if response.finish_reason == "error" or _SERVER_ERROR.match(final):
         return _error("server_error", "it is a server's error message")
     if was_cut:
         return _error("truncated", "the length limit cut the answer before any value")
@@ -187,8 +185,11 @@ def _error(kind: str, detail: str) -> ParseResult:
     return ParseResult(None, kind, detail=detail)
 
 
+#: What hosts say when they stopped the model: the limit, or an abort.
+_CUT_REASONS = ("length", "max_tokens", "abort")
 _HTML = re.compile(
-    r"(?:<!--(?:[^-]++|-(?!->))*+-->\s*+)*+<(?:!doctype|html|head|body|\?xml)\b", re.I | re.S
+    r"(?:<!--(?:[^-]++|-(?!->))*+-->\s*+)*+<(?:!doctype|html|head|body|title|center|h1|\?xml)\b",
+    re.I | re.S,
 )
 _APOLOGY = re.compile(
     r"[\s*_>#]*+(?:(?:i['\u2019]m|i am|we['\u2019]re|we are)? ?(?:very |really |so )?"
@@ -204,6 +205,8 @@ _SERVER_ERROR = re.compile(
     r"|too many requests|rate limit)",
     re.IGNORECASE,
 )
+#: Drops that are told in a detail.
+_SHOWN = 10
 #: Of several failures the one that says most about what to do is reported.
 _PRECEDENCE = ("server_error", "ambiguous", "all_dropped", "truncated", "refusal", "schema")
 
@@ -349,7 +352,7 @@ class _Judging:
         elif not kept and self.schema == "tasks":
             kind = "schema"
         value = None if kind else {ITEMS_KEY[self.schema]: kept}
-        detail = "; ".join(f"item {drop.index}: {drop.detail}" for drop in drops[:10])
+        detail = "; ".join(f"item {drop.index}: {drop.detail}" for drop in drops[:_SHOWN])
         return ParseResult(value, kind, tuple(drops), tuple(unknown), detail)
 
     def _plan(self, candidate: _Candidate) -> ParseResult:

@@ -141,7 +141,7 @@ HOW = st.sampled_from(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.data(), st.lists(weaknesses(UNICODE), min_size=1, max_size=3), HOW)
 def test_a_prefix_gives_its_whole_items_and_no_more(data, items, how):
     text, ends = written(items, "analysis", how)
@@ -152,7 +152,7 @@ def test_a_prefix_gives_its_whole_items_and_no_more(data, items, how):
     assert (result.error == "") == bool(whole)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.data(), tasks(UNICODE), HOW)
 def test_a_prefix_of_tasks_gives_whole_tasks(data, items, how):
     text, ends = written(items, "tasks", how)
@@ -192,7 +192,7 @@ REPAIRS = {
 }
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     st.one_of(
         st.lists(weaknesses(UNICODE), max_size=3).map(lambda w: ("analysis", {"weaknesses": w})),
@@ -224,7 +224,7 @@ def test_repairs_keep_the_value(answer, writing, inner, outer):
     assert result.dropped == 0
 
 
-@settings(max_examples=400)
+@settings(max_examples=100)
 @given(st.data(), st.lists(weaknesses(PLAIN), min_size=1, max_size=3))
 def test_damage_brings_in_nothing_new(data, items):
     """Whatever is deleted, doubled or inserted: strings and numbers that come out stand in it."""
@@ -242,7 +242,7 @@ def test_damage_brings_in_nothing_new(data, items):
         assert all(f'"{i}"' in text or f"{i}" in text for i in item["evidence_task_ids"])
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.data(), st.lists(weaknesses(PLAIN), min_size=3, max_size=5))
 def test_items_before_the_damage_survive(data, items):
     text, ends = written(items, "analysis", "plain-compact")
