@@ -56,11 +56,9 @@ class Nursery:
         self._isolation = isolation
         self._marks = marks
         self._statm = statm
-        self._filter_of_first = self._filter(1)
-
-    def _filter(self, pid: int) -> seccomp.Filter:
-        program = seccomp.member_program(pid, self._isolation.may_change_attributes)
-        return seccomp.Filter(program)
+        self._server = os.getpid()
+        program = seccomp.member_program(isolation.may_change_attributes)
+        self._filter = seccomp.Filter(program).of_process(1)
 
     def memory(self) -> tuple[int, int]:
         """Address space and private writable memory of the server now, in bytes."""
@@ -84,11 +82,11 @@ class Nursery:
                 _limit(order, memory, self._isolation.max_tasks)
                 linux.drop_capabilities()
                 pid = os.getpid()
-                if pid == 1:  # of its own PID namespace, which ends with the server's
-                    self._filter_of_first.put_on()
-                else:
+                if pid != 1:  # not of its own PID namespace, which ends with the server's
                     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
-                    self._filter(pid).put_on()
+                    if os.getppid() != self._server:
+                        os._exit(1)  # it died before the signal was asked for
+                self._filter.of_process(pid).put_on()
             except BaseException as error:
                 text = f"{type(error).__name__}: {error}".encode()[: MARK - 1]
                 self._marks[place * MARK + 1 : place * MARK + 1 + len(text)] = text

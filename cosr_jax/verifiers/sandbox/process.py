@@ -26,7 +26,9 @@ _START_S = 60.0
 _KILL_S = 10.0
 _CLOSE_S = 2.0
 
-_SERVER_SEED = "0"  # of string hashes: the same verdict whichever server gives it
+#: The same string hashes in every server, so the same verdicts; symbols of libraries are looked up
+#: by the server, not again in every fork.
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "LD_BIND_NOW": "1"}
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1])['path'];"
     "from cosr_jax.verifiers.sandbox.server import main; main()"
@@ -225,7 +227,7 @@ class ServerProcess:
         try:
             self._process = subprocess.Popen(
                 layers.command(self._layer, [*python, "-c", _BOOT, json.dumps(boot)], visible),
-                env={"PYTHONHASHSEED": _SERVER_SEED},
+                env=_ENVIRONMENT,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,

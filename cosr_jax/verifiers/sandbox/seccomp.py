@@ -64,6 +64,7 @@ _THREAD = 0x0001_0900  # CLONE_THREAD | CLONE_SIGHAND | CLONE_VM
 _NAMESPACES = 0x7E02_0080  # every CLONE_NEW*
 _PR_SET_NAME, _PR_GET_NAME = 15, 16
 _SIGKILL, _RLIMIT_CPU = 9, 0
+_PID = 0x5049_4421  # stands for the member's process id; above every real one
 
 _Instruction = tuple[int, int, int, int]  # code, jump if true, jump if false, operand
 
@@ -94,10 +95,10 @@ def _is_null(argument: int) -> list[_Instruction]:
     return [_low(argument), (_EQUAL, 0, 2, 0), _high(argument), (_EQUAL, 1, 0, 0), _deny, _allow]
 
 
-def _to_self(pid: int, signal_argument: int) -> list[_Instruction]:
+def _to_self(signal_argument: int) -> list[_Instruction]:
     return [
         _low(0),
-        (_EQUAL, 0, 2, pid),
+        (_EQUAL, 0, 2, _PID),
         _low(signal_argument),
         (_EQUAL, 0, 1, _SIGKILL),
         _deny,
@@ -146,11 +147,10 @@ def server_program() -> bytes:
     return _pack([*head, *_program(rules, _deny)])
 
 
-def member_program(pid: int, may_change_attributes: bool) -> bytes:
-    """The filter that a member adds to the server's.
+def member_program(may_change_attributes: bool) -> bytes:
+    """The filter that a member adds to the server's, for ``Filter.of_process`` to complete.
 
     Args:
-      pid: its process id.
       may_change_attributes: whether chmod and utime are left, which Landlock does not restrict.
     """
     rules = {name: [_deny] for name in _SERVER_ONLY}
@@ -167,8 +167,8 @@ def member_program(pid: int, may_change_attributes: bool) -> bytes:
         ],
         # Not SIGKILL: where nobody else can send it, it tells of trouble outside the sandbox.  For
         # the same reason the limit of processor time stays as it is, and POSIX timers are out.
-        "kill": _to_self(pid, signal_argument=1),
-        "tgkill": _to_self(pid, signal_argument=2),
+        "kill": _to_self(signal_argument=1),
+        "tgkill": _to_self(signal_argument=2),
         "setrlimit": [_low(0), (_EQUAL, 0, 1, _RLIMIT_CPU), _deny, _allow],
         "prlimit64": [
             _low(0),
@@ -199,6 +199,17 @@ class Filter:
         self._buffer = ctypes.create_string_buffer(program, len(program))
         self._header = struct.pack("@HP", len(program) // 8, ctypes.addressof(self._buffer))
         self._seccomp = numbers()["seccomp"]
+        operands = range(4, len(program), 8)
+        self._pids = [i for i in operands if struct.unpack_from("<I", program, i)[0] == _PID]
+        self._pid = _PID
+
+    def of_process(self, pid: int) -> Filter:
+        """This filter, made to fit the process ``pid``; quick where it does already."""
+        if pid != self._pid:
+            for offset in self._pids:
+                struct.pack_into("<I", self._buffer, offset, pid)
+            self._pid = pid
+        return self
 
     def put_on(self) -> None:
         """Binds this thread and all that it makes, for good.

@@ -111,23 +111,32 @@ class Server:
 
     def _spawn(self, frame: wire.Frame) -> None:
         fds = list(frame.fds)
-        for index, order in enumerate(wire.decode_orders(frame.body)):
-            entry = self._entry(order.entry)
+        ready = []
+        for order in wire.decode_orders(frame.body):
             own, fds = fds[: order.num_fds], fds[order.num_fds :]
-            if not self._free:
-                raise OSError(f"{_PLACES} members are under way")
-            place = self._free[0]
+            ready.append((self._entry(order.entry), own, order))
+        if len(ready) > len(self._free):
+            raise OSError(f"{_PLACES - len(self._free)} members are under way")
+        places = heapq.nsmallest(len(ready), self._free)
+        for place, (_, _, order) in zip(places, ready, strict=True):
             self._isolation.prepare(place, order.file_mb)
             self._marks[place * member.MARK : (place + 1) * member.MARK] = bytes(member.MARK)
-            memory = self._nursery.memory()
-            pid = self._isolation.fork()
-            if pid == 0:
-                self._nursery.run(entry, own, order, place, memory)
-            heapq.heappop(self._free)
-            pidfd = os.pidfd_open(pid)
-            self._running[pidfd] = _Running(pid, frame.case, index, place, order)
-            self._cases.setdefault(frame.case, set()).add(pidfd)
-            self._poll.register(pidfd, select.POLLIN)
+        memory = self._nursery.memory()
+        # One fork after the other: what this process touches between them, it copies once more.
+        pids = []
+        try:
+            for place, (entry, own, order) in zip(places, ready, strict=True):
+                pid = self._isolation.fork()
+                if pid == 0:
+                    self._nursery.run(entry, own, order, place, memory)
+                pids.append(pid)
+        finally:
+            for index, pid in enumerate(pids):
+                place = heapq.heappop(self._free)
+                pidfd = os.pidfd_open(pid)
+                self._running[pidfd] = _Running(pid, frame.case, index, place, ready[index][2])
+                self._cases.setdefault(frame.case, set()).add(pidfd)
+                self._poll.register(pidfd, select.POLLIN)
 
     def _entry(self, name: str) -> member.Entry:
         if name not in self._entries:
