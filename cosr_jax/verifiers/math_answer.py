@@ -25,11 +25,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
 
 from cosr_jax.verifiers import expression, quantities
+from cosr_jax.verifiers.cost import evaluated, refusal
 from cosr_jax.verifiers.expression import Unreadable
 from cosr_jax.verifiers.intervals import looks_like_set, real_set, same_set
+from cosr_jax.verifiers.lists import (
+    Collection,
+    as_point,
+    brackets_fit,
+    by_name,
+    collection,
+    has_repeated_name,
+)
 from cosr_jax.verifiers.notation import (
     closes_at_end,
     matrix,
@@ -48,14 +56,6 @@ _MAX_DEPTH = 6
 
 #: Decides two expressions, equations or inequalities that ``symbolic_refusal`` admits.
 Symbolic = Callable[[str, str], bool]
-
-
-class Collection(NamedTuple):
-    """Several items in brackets: "()", "[]", "(]", "[)", "{}" for sets, "" for a bare list."""
-
-    brackets: str
-    items: tuple[str, ...]
-    is_ordered: bool = True
 
 
 def answers_agree(given: str, gold: str, symbolic: Symbolic | None = None) -> bool | None:
@@ -87,7 +87,7 @@ def restates(prompt: str, given: str, gold: str) -> bool:
         return False
     copied = _compact(given)
     is_calculation = re.search(r"[\\+*/^!]|(?<=[0-9A-Za-z)}])-", copied.lstrip("+"))
-    if not is_calculation or _collection(normalise(given)) or copied == _compact(gold):
+    if not is_calculation or collection(normalise(given)) or copied == _compact(gold):
         return False
     return bool(re.search(rf"(?<![0-9.]){re.escape(copied)}(?![0-9])", _compact(prompt)))
 
@@ -96,70 +96,6 @@ def _compact(text: str) -> str:
     text = re.sub(r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"\1/\2", normalise(text))
     text = re.sub(r"\\(?:times|cdot)|(?<=[0-9] )x(?= [0-9])", "*", text)
     return re.sub(r"[\s$]", "", text.replace(r"\div", "/"))
-
-
-# --- Lists and sets ---
-
-_AND = re.compile(r",?\s+and\s+")
-_SPACED_NUMBERS = re.compile(r"[-+]?[0-9]+(?:\.[0-9]+)?(?: [-+]?[0-9]+(?:\.[0-9]+)?)+")
-_PLUS_MINUS = re.compile(r"\\(pm|mp)(?![A-Za-z])")
-
-
-def _collection(text: str) -> Collection | None:
-    """The items of a normalised list, set, tuple or interval; None if ``text`` is one value."""
-    if not text or (quantity(text) is not None and " " not in text):
-        return None
-    is_set = text.startswith(r"\{") and text.endswith(r"\}")
-    if is_set:
-        inner, brackets = text[2:-2], "{}"
-    elif text[0] in "([{" and closes_at_end(text):
-        inner, brackets = text[1:-1], text[0] + text[-1]
-    else:
-        inner, brackets = text, ""
-    items = split_items(_AND.sub(",", inner))
-    if len(items) == 1 and _SPACED_NUMBERS.fullmatch(inner):
-        items = inner.split(" ")
-    items = [signed for item in items for signed in (_both_signs(item) if "\\" in item else [item])]
-    if not is_set and len(items) == 1:
-        return None
-    if is_set and items == [""]:
-        items = []
-    are_points = all(item[:1] == "(" and len(split_items(item[1:-1])) > 1 for item in items)
-    is_ordered = brackets != "{}" and not (brackets == "" and are_points)
-    if _PLUS_MINUS.search(inner) and brackets == "":
-        is_ordered = False
-    return Collection(brackets, tuple(items), is_ordered)
-
-
-def _both_signs(item: str) -> list[str]:
-    r"""``1 \pm 2`` as ``1 + 2`` and ``1 - 2``; brackets keep their ``\pm`` for later."""
-    if not _PLUS_MINUS.search(item):
-        return [item]
-    upper = _PLUS_MINUS.sub(lambda sign: "+" if sign[1] == "pm" else "-", item)
-    lower = _PLUS_MINUS.sub(lambda sign: "-" if sign[1] == "pm" else "+", item)
-    return [_evaluated(upper.strip()), _evaluated(lower.strip())]
-
-
-def _brackets_fit(given: Collection, gold: Collection) -> bool:
-    if given.brackets == gold.brackets:
-        return True
-    if gold.brackets == "":
-        return given.brackets in ("()", "[]", "{}")
-    # A bare pair could mean a point or an interval, so it fits neither.
-    return given.brackets == "" and (
-        gold.brackets == "{}" or (gold.brackets == "[]" and len(gold.items) > 2)
-    )
-
-
-_ASSIGNMENT = re.compile(r"\s*([A-Za-z]\w?|\\[a-z]+)\s?=(?!=)")
-
-
-def _by_name(items: Sequence[str]) -> Sequence[str]:
-    """Items in the order of their names, if all have one and all differ: ``y=2, x=1``."""
-    names = [m[1] for item in items if (m := _ASSIGNMENT.match(item))]
-    if len(set(names)) < len(items):
-        return items
-    return [item for _, item in sorted(zip(names, items, strict=True))]
 
 
 # --- Single values ---
@@ -206,9 +142,7 @@ def symbolic_refusal(text: str) -> str:
         sides, _ = expression.split_relations(text)
         if len(sides) > 2:
             return "a chain of relations"
-        return next(
-            filter(None, (expression.refusal(expression.parse(side)) for side in sides)), ""
-        )
+        return next(filter(None, (refusal(expression.parse(side)) for side in sides)), "")
     except (Unreadable, RecursionError) as error:
         return f"unreadable: {error}"
 
@@ -244,18 +178,19 @@ class _Comparison:
             return self._rows_agree(got_rows, wanted_rows)
         given_name, given_body = _named(given)
         gold_name, gold_body = _named(gold)
-        if (gold_name or given_name) and (given_name or gold_name) == (gold_name or given_name):
-            gold_items, given_items = _collection(gold_body), _collection(given_body)
+        name = gold_name or given_name
+        if name and given_name in ("", name):
+            gold_items, given_items = collection(gold_body), collection(given_body)
             if gold_items is not None:
                 if gold_name and gold_items.brackets == "":
                     gold_items = gold_items._replace(is_ordered=False)
                 given_items = given_items or Collection("", (given_body,))
                 return self._collections_agree(given_items, gold_items)
-        gold_items, given_items = _collection(gold), _collection(given)
-        if gold_items is not None and _has_repeated_name(gold_items):
+        gold_items, given_items = collection(gold), collection(given)
+        if gold_items is not None and has_repeated_name(gold_items):
             gold_items = gold_items._replace(is_ordered=False)
         if gold_items is not None and gold_items.brackets == "()" and given_items is not None:
-            given_items = _as_point(given_items)
+            given_items = as_point(given_items)
         if gold_items is not None:
             return self._collections_agree(given_items or Collection("", (given,)), gold_items)
         if given_items is not None and quantity(given) is None:  # "12 345" may be one number
@@ -272,13 +207,13 @@ class _Comparison:
         )
 
     def _collections_agree(self, given: Collection, gold: Collection) -> bool | None:
-        if not _brackets_fit(given, gold):
+        if not brackets_fit(given, gold):
             return False
         if not gold.is_ordered or (gold.brackets == given.brackets == "" and not given.is_ordered):
             return self._sets_agree(given.items, gold.items)
         if len(given.items) != len(gold.items):
             return False
-        pairs = zip(_by_name(given.items), _by_name(gold.items), strict=True)
+        pairs = zip(by_name(given.items), by_name(gold.items), strict=True)
         return _all(self.agree(a, b) for a, b in pairs)
 
     def _sets_agree(self, given: Sequence[str], gold: Sequence[str]) -> bool | None:
@@ -360,7 +295,7 @@ class _Comparison:
     def _expressions_agree(self, given: str, gold: str) -> bool | None:
         if symbolic_refusal(given) or symbolic_refusal(gold):
             return False
-        if not _EQUALS.search(given + gold) and "<" not in given + gold:
+        if not any(expression.split_relations(text)[1] for text in (given, gold)):
             try:
                 a, b = (expression.rational(expression.parse(text)) for text in (given, gold))
             except Unreadable:  # 1/0
@@ -377,7 +312,7 @@ def _rows(text: str) -> list[list[str]] | None:
         return [[_product(factor, cell) for cell in row] for row in rows] if factor else rows
     if not text.startswith("[[") and not text.startswith("[ ["):
         return None
-    outer = _collection(text) or Collection("[]", (text[1:-1].strip(),))
+    outer = collection(text) or Collection("[]", (text[1:-1].strip(),))
     items = outer.items if outer.brackets == "[]" and closes_at_end(text) else ()
     if not items or not all(item[:1] == "[" and closes_at_end(item) for item in items):
         return None
@@ -385,17 +320,7 @@ def _rows(text: str) -> list[list[str]] | None:
 
 
 def _product(factor: str, cell: str) -> str:
-    return _evaluated(f"({-1 if factor == '-' else factor})({cell})")
-
-
-def _evaluated(text: str) -> str:
-    """``text`` as a fraction if it is rational arithmetic that is defined."""
-    try:
-        tree = expression.parse(text)
-        value = None if expression.refusal(tree) else expression.rational(tree)
-    except Unreadable:
-        return text
-    return text if value is None else str(value)
+    return evaluated(f"({-1 if factor == '-' else factor})({cell})")
 
 
 def _named(text: str) -> tuple[str, str]:
@@ -416,22 +341,6 @@ def _plain_name(text: str) -> str:
 def _without_name(text: str) -> str:
     name, rest = _named(text)
     return rest if len(name) == 1 and name.isupper() else text
-
-
-def _has_repeated_name(items: Collection) -> bool:
-    """Whether a bare list repeats one name, as solutions do: ``x = 1, x = 2``."""
-    names = [match[1] if (match := _ASSIGNMENT.match(item)) else "" for item in items.items]
-    return items.brackets == "" and len(set(names)) == 1 and names[0] != ""
-
-
-def _as_point(items: Collection) -> Collection:
-    """``x = 1, y = 2`` as ``(1, 2)``."""
-    matches = [_ASSIGNMENT.match(item) for item in items.items]
-    names = [match[1] for match in matches if match]
-    if items.brackets or sorted(names) != ["x", "y", "z"][: len(items.items)]:
-        return items
-    values = sorted((match[1], match.string[match.end() :].strip()) for match in matches if match)
-    return Collection("()", tuple(value for _, value in values))
 
 
 def _compare_written(given: str, gold: str) -> bool | None:

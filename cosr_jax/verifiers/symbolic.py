@@ -14,7 +14,7 @@ from typing import Any
 import sympy
 from sympy.core.evalf import PrecisionExhausted
 
-from cosr_jax.verifiers import expression
+from cosr_jax.verifiers import cost, expression
 from cosr_jax.verifiers.expression import Node, Unreadable
 
 __all__ = ["Unreadable", "parse", "symbolically_equal"]
@@ -83,7 +83,7 @@ def parse(text: str) -> sympy.Expr:
       Unreadable: it is none, too expensive to evaluate, or undefined such as 1/0.
     """
     tree = expression.parse(text)
-    if reason := expression.refusal(tree):
+    if reason := cost.refusal(tree):
         raise Unreadable(f"{text!r}: {reason}")
     value = _build(tree)
     if value.has(sympy.nan, sympy.zoo):
