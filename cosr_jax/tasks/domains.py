@@ -6,8 +6,10 @@ from collections.abc import Mapping
 
 from cosr_jax.tasks.code_skills import CODE
 from cosr_jax.tasks.problems import Course, Generator, Problem
+from cosr_jax.tasks.proof_skills import PROOF
 from cosr_jax.tasks.skills import INSTRUCTION, MATH_SKILLS, Skill
 from cosr_jax.tasks.splits import Dice
+from cosr_jax.tasks.web_skills import WEB
 
 
 def _boxed(skill: Skill) -> Generator:
@@ -29,4 +31,4 @@ MATH = Course(
     {name: _boxed(skill) for name, skill in MATH_SKILLS.items()},
 )
 
-COURSES: Mapping[str, Course] = {course.domain: course for course in (MATH, CODE)}
+COURSES: Mapping[str, Course] = {course.domain: course for course in (MATH, CODE, PROOF, WEB)}

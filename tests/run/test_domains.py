@@ -8,11 +8,14 @@ from tiny_student import NEXT, write_student
 
 from cosr_jax.run import loop
 from cosr_jax.run.evaluate import evaluate
+from cosr_jax.tasks.admission import Admission
 from cosr_jax.tasks.code_problems import code_problem
 from cosr_jax.tasks.domains import MATH
 from cosr_jax.tasks.files import write_tasks
 from cosr_jax.tasks.problems import Course
 from cosr_jax.tasks.suite import ProceduralSuite
+from cosr_jax.types import UserError
+from cosr_jax.verifiers.browser import find_browser
 
 #: Some answers begin a box; of the others some are the program ``f=str``, some ``f=sum``.
 POLYGLOT = {
@@ -95,3 +98,51 @@ def test_a_file_of_both_domains_is_measured(polyglot, here, tmp_path):
     domains = found["probes"]["both"]["domains"]
     # Greedily it answers everything with ``f=str``.
     assert {name: d["after"] for name, d in domains.items()} == {"math": 0.0, "code": 1.0}
+
+
+def test_one_config_names_four_domains(student, here, tmp_path):
+    """The suite's own tasks: the student fails those it cannot write, and studies all of them."""
+    try:
+        find_browser()
+    except UserError as error:
+        pytest.skip(str(error))
+    domains = ("math", "code", "proof", "web")
+    skills = ("counting", "py_formulas", "witness_factors", "web_documents")
+    workdir = tmp_path / "run"
+    config = tiny_config(
+        student,
+        tasks={"domains": domains, "skills": skills, "max_level": 1},
+        # No cell counts as mastered by a lucky draw, so that the batch holds one task of each.
+        curator={
+            "format_target": 0.0,
+            "min_informative": 0.0,
+            "zone_high": 0.99,
+            "diagnosis_samples": 1,
+        },
+        rollout={
+            "prompts_per_step": 4,
+            "num_generations": 2,
+            "max_prompt_tokens": 320,
+            "max_new_tokens": 192,
+        },
+        train={"max_rounds": 1, "steps_per_round": 1, "sft_learning_rate": 1e-6},
+        eval={"test": ("test=*:2",), "validation": "*:1"},
+    )
+    studied = []
+    admit = Admission.admit
+
+    def watching(admission, tasks):
+        result = admit(admission, tasks)
+        assert result.refused == {}
+        studied.extend(result.tasks)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Admission, "admit", watching)
+        assert loop.train(config, workdir).status == "completed"
+    assert sorted(task.domain for task in studied) == sorted(domains)
+    suite = report(workdir)["probes"]["test"]
+    assert {name: entry["n"] for name, entry in suite["domains"].items()} == dict.fromkeys(
+        domains, 2
+    )
+    assert suite["unjudged"] == 0
