@@ -270,7 +270,8 @@ async def _why_lost(case: Case, detail: str) -> tuple[str, str]:
             end = await case.wait(1)
     except TimeoutError:
         return "crash", detail
-    return _category_of_exit(end) or "crash", end.detail
+    category = _category_of_exit(end)
+    return category or "crash", end.detail if category or end.code else detail
 
 
 def _category_of_exit(end: Exit) -> str:

@@ -128,7 +128,7 @@ class Examiner(Peer):
 
     operations = frozenset(
         ("await", "call", "delete", "get", "isinstance", "issubclass", "set", "signature")
-    ) | {"special"}
+    ) | {"code", "special"}
 
     def __init__(self, channel: Channel, entry_point: str):
         super().__init__(channel, first=0, is_strict=True)

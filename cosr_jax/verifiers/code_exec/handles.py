@@ -147,6 +147,7 @@ class Handles:
             tuple(name for name, is_callable in special.items() if is_callable),
             tuple(name for name, is_callable in special.items() if not is_callable),
             kind.__name__ if base is None else base.__name__,
+            tuple(getattr(kind, "__dataclass_fields__", ())),
         )
         writer.values(b":", fields)
         writer.number(len(bases))
@@ -159,6 +160,8 @@ class Handles:
         kind = type(error)
         is_own = known.name_of(kind, self.peer_is_strict) is None
         args = error.args if type(error.args) is tuple else ()
+        if isinstance(error, BaseExceptionGroup):  # whose members must be there at once
+            args = (error.message, error.exceptions)
         cause = error.__cause__
         writer.values(
             b"X",
@@ -226,11 +229,11 @@ class Handles:
                 raise WireError("an unknown class")
             return kind
         fields = reader.values()
-        if mark != b":" or len(fields) != 7 or number in self._their_values:
+        if mark != b":" or len(fields) != 8 or number in self._their_values:
             raise WireError("a class that is none")
-        name, doc, base_name, own, callables, blocked, hint = fields
+        name, doc, base_name, own, callables, blocked, hint, data_fields = fields
         texts = (name, base_name, hint)
-        names = (own, callables, blocked)
+        names = (own, callables, blocked, data_fields)
         if (
             any(type(text) is not str for text in texts)
             or type(doc) not in (str, types.NoneType)
@@ -247,7 +250,7 @@ class Handles:
         tie = Tie(self._as_peer(), number, _BASES.get(base_name))
         special = dict.fromkeys(callables, True) | dict.fromkeys(blocked, False)
         safe_name = name.replace("\0", "")[:200].encode(errors="replace").decode()
-        kind = proxies.make_class(tie, safe_name, doc, bases, own, special, hint)
+        kind = proxies.make_class(tie, safe_name, doc, bases, own, special, hint, data_fields)
         self._their_values[number] = kind
         return kind
 

@@ -237,16 +237,21 @@ class Peer(Handles):
         """Runs a coroutine to its end on this side's event loop."""
         if name not in specials.ASYNC:
             raise WireError("no coroutine")
-        if self._loop is None:
-            import asyncio  # slows each fork of a server that has it, and few need it
+        import asyncio  # both slow each fork of a server that has them, and few need them
+        import concurrent.futures
 
+        if self._loop is None:
             self._loop = asyncio.new_event_loop()
         value = self.own(number)
 
         async def run() -> Any:
             return await specials.ALL[name](value, *args)
 
-        return self._loop.run_until_complete(run())
+        if asyncio._get_running_loop() is None:
+            return self._loop.run_until_complete(run())
+        # This side is amid a coroutine of its own, which waits for the other side's.
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            return pool.submit(asyncio.run, run()).result()
 
     def do_signature(self, number: Any) -> tuple[tuple[str, int, bool, Any], ...]:
         """Parameters of a callable: name, kind, whether it has a default, and that."""
@@ -276,6 +281,28 @@ class Peer(Handles):
         """Whether an object equals a text, and whether an empty object of the other's class."""
         value = self.own(number)
         return _equals(value, text), any(_equals(value, each) for each in _blank(type(other)))
+
+    def do_code(self, number: Any) -> tuple[int, int, int, tuple[str, ...], str]:
+        """What a function's code says about its parameters."""
+        function = self.own(number)
+        if type(function) is not types.FunctionType:
+            raise AttributeError("__code__")
+        code = function.__code__
+        names = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        counts = (code.co_flags, code.co_argcount, code.co_kwonlyargcount)
+        return (*counts, names, code.co_name)
+
+    def do_functions(self, number: Any) -> tuple[str, ...]:
+        """Names of the functions that a class itself defines."""
+        return tuple(
+            name
+            for name, value in vars(self.own(number)).items()
+            if type(value) is types.FunctionType and (name == "__init__" or name[:2] != "__")
+        )
+
+    def do_call_function(self, number: Any, name: Any, args: Any, kwargs: Any) -> Any:
+        """Calls a function of a class, passing over what derived classes put in its place."""
+        return vars(self.own(number))[_name(name)](*args, **kwargs)
 
     def do_subclass(self, name: Any, bases: Any, space: Any) -> type:
         """A class derived from ours, with methods of the other side."""

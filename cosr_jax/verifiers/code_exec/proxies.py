@@ -7,6 +7,7 @@ requests (``methods``); all other attributes are asked for when used (``ties``).
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,7 @@ def make_class(
     own: tuple[str, ...],
     special: dict[str, bool],
     hint: str,
+    data_fields: tuple[str, ...] = (),
 ) -> type:
     """Mirrors a class.
 
@@ -100,6 +102,7 @@ def make_class(
       own: names in which its instances differ from those of the builtin that they carry.
       special: special methods, and whether they can be called.
       hint: a key of ``HINTS``, or "".
+      data_fields: the fields of a dataclass.
     """
     tie.is_coroutine = hint == "coroutine"
     space: dict[str, Any] = {CLASS_TIE: tie, "__module__": "solution", "__doc__": doc}
@@ -119,6 +122,8 @@ def make_class(
         if hint in ("function", "method", "builtin_function_or_method"):
             for key in ("__doc__", "__module__"):
                 space[key] = property(_asking(key))
+    if data_fields:
+        space["__dataclass_fields__"] = {name: _data_field(name) for name in data_fields}
     extra = [value_base] if value_base is not None else []
     attempts = [
         [*_without_implied([*bases, *extra]), Mirrored],
@@ -128,6 +133,14 @@ def make_class(
         return MirrorType(name, _ordered(attempts[0]), space)
     except TypeError:  # bases that do not fit together here
         return MirrorType(name, tuple(attempts[1]), space)
+
+
+def _data_field(name: str) -> Any:
+    """What ``dataclasses.asdict`` and its kin look for in a class."""
+    field: Any = dataclasses.field()
+    field.name = name
+    field._field_type = dataclasses._FIELD  # type: ignore[attr-defined]
+    return field
 
 
 def _asking(name: str) -> Callable[[Any], Any]:
@@ -191,6 +204,13 @@ def make_exception(kind: type[BaseException], tie: Tie | None, args: tuple[Any, 
         return error
 
 
+def _code(self: Any) -> Any:
+    """As much of a code object as tells coroutines and numbers of arguments."""
+    tie = the_tie(self)
+    names = ("co_flags", "co_argcount", "co_kwonlyargcount", "co_varnames", "co_name")
+    return types.SimpleNamespace(**dict(zip(names, tie.peer.ask("code", tie.number), strict=True)))
+
+
 def _function_type() -> type:
     """The mirror of plain functions: the most frequent class, made once."""
     space = {
@@ -198,6 +218,7 @@ def _function_type() -> type:
         CLASS_TIE: None,
         "__call__": call,
         "__class__": property(lambda self: types.FunctionType),
+        "__code__": property(_code),
         **{key: property(_asking(key)) for key in ("__doc__", "__module__")},
     }
     return MirrorType("function", (Mirrored,), space)

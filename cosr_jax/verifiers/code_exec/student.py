@@ -89,7 +89,7 @@ class Student(Peer):
 
     operations = frozenset(
         ("await", "call", "delete", "dir", "get", "isinstance", "issubclass", "load", "plain")
-    ) | {"probe", "set", "signature", "special", "subclass"}
+    ) | {"call_function", "code", "functions", "probe", "set", "signature", "special", "subclass"}
 
     def __init__(self, channel: Channel, output: _Output | None = None):
         super().__init__(channel, first=1, is_strict=False)
