@@ -111,7 +111,7 @@ class _Parser:
         self._at = 0
         self._depth = 0
         self._bars = 0
-        self._brace = 0  # behind the last number in braces that is no argument
+        self._number_end = -1  # behind the last number, in braces or not, that is no argument
 
     def whole(self) -> Node:
         node = self._sum()
@@ -164,9 +164,8 @@ class _Parser:
 
     def _joins_digits(self) -> bool:
         """Whether TeX would print two numbers as one: ``2 5``, ``{2}5``, ``2{5}``."""
-        after_number = self._tokens[self._at - 1][0] in ".0123456789" or self._brace == self._at
         following = self._tokens[self._at + (self._next == "{")]
-        return after_number and following[:1] in tuple(".0123456789")
+        return self._number_end == self._at and following[:1] in tuple(".0123456789")
 
     def _signed_power(self) -> Node:
         if self._next in ("+", "-"):
@@ -208,10 +207,10 @@ class _Parser:
         return node
 
     def _postfix(self) -> Node:
-        is_group = self._next == "{"
+        first = self._next
         node = self._atom()
-        if is_group and node.op == "number":
-            self._brace = self._at
+        if node.op == "number" and first[:1] in tuple("{.0123456789"):
+            self._number_end = self._at
         return self._marked(node)
 
     def _marked(self, node: Node) -> Node:

@@ -188,10 +188,13 @@ _SHORT = (
     r"(?!(?i:i|a|an|as|at|be|by|do|he|if|in|is|it|me|my|no|of|on|or|so|to|up|us|we)(?![A-Za-z]))"
     r"[A-Za-z]{1,2}(?![A-Za-z])"
 )
+_SYMBOLS = (
+    "\u2212\u00b0\u00b1\u00b2\u00b3\u00b7\u00d7\u00f7\u03c0\u221a\u221e\u2264\u2265\u2260\u222a"
+)
 _EXPRESSION = re.compile(
     r"(?:[A-Za-z]\w? ?= ?)?(?:\\(?:text|mathrm) ?\{[^{}]*\}|\\[A-Za-z]+|\\[^A-Za-z]"
     r"|(?:sqrt|pi|sin|cos|tan|log|ln|exp)(?![A-Za-z])"
-    rf"|{_SHORT}|[^A-Za-z=\\\n?:])+"
+    rf"|{_SHORT}|[ !$%&'()*+,./0-9;<>^_`{{|}}~\[\]-]|[{_SYMBOLS}])+"
 )
 _MAX_EXPRESSION = 300
 _SIGN_OF_MATHS = re.compile(r"[0-9\\^=<>(\[{]")

@@ -1,7 +1,8 @@
 """Fenced blocks of a text, as students write them: unclosed, nested, indented, quoted, in one line.
 
-CommonMark's rules, but for two: a fence in a string or comment of Python code closes nothing, and
-a labelled fence inside a block that nobody closed opens the next block.
+CommonMark's rules, but for three: a fence in a string or comment of Python code closes nothing, one
+outside of them closes it whatever follows on the line, and a labelled fence inside a block that
+nobody closed opens the next block.
 """
 
 from __future__ import annotations

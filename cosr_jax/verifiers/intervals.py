@@ -42,7 +42,7 @@ class RealSet(NamedTuple):
 
 _NOWHERE, _EVERYWHERE = End("-", False), End("+", False)
 _REALS = Interval(_NOWHERE, _EVERYWHERE)
-_ALL = frozenset((r"\mathbb{R}", "all real numbers", "all reals", "R"))
+_ALL = frozenset((r"\mathbb{R}", "all real numbers", "all reals"))
 _MEMBER = re.compile(r"([A-Za-z]|\\theta) ?\\in(?![A-Za-z]) ?")
 _BUILDER = re.compile(r"\\\{ ?(?:[A-Za-z])(?: ?\\in ?\\mathbb\{R\})? ?[|:](.*)\\\}")
 _BOTH = re.compile(r"\band\b|\\(?:land|wedge)(?![A-Za-z])")
