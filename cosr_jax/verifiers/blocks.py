@@ -20,7 +20,8 @@ from cosr_jax.verifiers.extraction import Extraction, final_text
 #: The forms in order of precedence.
 BLOCK_METHODS = ("answer_tag", "fence", "bare")
 
-_FENCE = re.compile(r"^[ \t]*(`{3,}|~{3,})[ \t]*([^\s`]*)[^\n`]*$", re.MULTILINE)
+# Possessive, so that a line that is no fence is given up after one look.
+_FENCE = re.compile(r"^[ \t]*+(`{3,}+|~{3,}+)[ \t]*+([^\s`]*+)[^\n`]*+$", re.MULTILINE)
 
 
 def extract_block(text: str, finish_reason: str = "stop") -> Extraction:

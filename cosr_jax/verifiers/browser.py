@@ -52,7 +52,7 @@ _FLAGS = (
     "--webrtc-ip-handling-policy=disable_non_proxied_udp",
 )
 _START_S = 60.0
-_MAX_MESSAGE_BYTES = 64 << 20
+_MAX_MESSAGE_BYTES = 16 << 20
 
 #: Puts the pipes where Chromium looks for them, and leaves the network if the kernel lets it.
 #: CLONE_NEWNET is 0x40000000 and CLONE_NEWUSER 0x10000000.
@@ -86,6 +86,10 @@ class CommandRefused(Exception):
 
 class PageCrash(Exception):
     """The page's renderer died, of memory for instance."""
+
+
+class PageFlood(Exception):
+    """The page holds, prints or asks for more than anybody wants to look at."""
 
 
 def find_browser(path: str = "") -> str:
@@ -122,7 +126,7 @@ class Browser:
         self._transports: list[asyncio.BaseTransport] = []
         self._writer: asyncio.WriteTransport | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._error = ""
+        self._error: Exception | None = None
 
     async def start(self) -> None:
         """Starts the browser and waits until it answers.
@@ -182,9 +186,10 @@ class Browser:
         Raises:
           BrowserError: the browser is gone.
           CommandRefused: it answered with an error.
+          PageFlood: its answer is too large; the browser is of no more use.
         """
         if self._error or self._writer is None:
-            raise BrowserError(self._error or "browser is not running")
+            raise self._error or BrowserError("browser is not running")
         number = next(self._ids)
         message = {"id": number, "method": method, "params": dict(params or {})}
         if session:
@@ -223,7 +228,7 @@ class Browser:
     @property
     def has_failed(self) -> bool:
         """Whether the browser is gone."""
-        return bool(self._error)
+        return self._error is not None
 
     async def close(self) -> None:
         """Kills the whole process group and deletes the profile."""
@@ -254,8 +259,10 @@ class Browser:
                         future.set_result(message)
                 elif listener := self._listeners.get(message.get("sessionId", "")):
                     listener(message["method"], message.get("params", {}))
-        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError, OSError) as e:
-            self._fail(f"browser ended ({type(e).__name__}): {self._last_words()}")
+        except asyncio.LimitOverrunError:
+            self._fail(PageFlood(f"the page takes more than {_MAX_MESSAGE_BYTES >> 20} MiB"))
+        except (asyncio.IncompleteReadError, ValueError, OSError) as e:
+            self._fail(BrowserError(f"browser ended ({type(e).__name__}): {self._last_words()}"))
 
     def _last_words(self) -> str:
         try:
@@ -263,11 +270,11 @@ class Browser:
         except OSError:
             return ""
 
-    def _fail(self, error: str) -> None:
+    def _fail(self, error: Exception) -> None:
         self._error = error
         for future in self._replies.values():
             if not future.done():
-                future.set_exception(BrowserError(error))
+                future.set_exception(error)
 
 
 async def _await_end(group: int) -> None:

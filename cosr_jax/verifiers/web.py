@@ -42,6 +42,7 @@ from cosr_jax.verifiers.browser import (
     BrowserError,
     CommandRefused,
     PageCrash,
+    PageFlood,
     find_browser,
 )
 from cosr_jax.verifiers.extraction import Extraction, final_text
@@ -51,7 +52,7 @@ from cosr_jax.verifiers.web_page import KEYS, Element, Page, View, fold
 
 MAX_CHARACTERS = 200_000
 _PAGES_PER_BROWSER = 50
-_CPU_SHARE = 0.5  # of the wall clock: less, and it was not the page that took the time
+_CPU_SHARE = 0.3  # of the wall clock: less, and it was not the page that took the time
 
 
 # --- Requirements ---
@@ -404,7 +405,7 @@ class WebJudge:
         self, slot: _Slot, found: Extraction, wanted: Requirements, wall_s: float
     ) -> Verdict:
         """Judges a page in ``slot``, whose browser is gone afterwards unless all went well."""
-        is_well = False
+        is_well, page = False, None
         try:
             browser = await slot.take()
             cpu_s = browser.cpu_seconds()
@@ -426,10 +427,14 @@ class WebJudge:
             return _failure(found, "runtime_error", str(error))
         except BrowserError as error:
             return Verdict(Outcome.ERROR, 0.0, detail=str(error))
+        except PageFlood as error:
+            return _failure(found, "output_limit", str(error))
         except PageCrash as error:
             return _failure(found, "crash", str(error))
         finally:
             if not is_well:
+                if page:
+                    page.release()
                 await slot.drop()
         verdict = _verdict(found, report)
         if self._checklist and material:

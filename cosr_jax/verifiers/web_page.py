@@ -16,7 +16,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cosr_jax.verifiers.browser import Browser, BrowserError, CommandRefused, PageCrash
+from cosr_jax.verifiers.browser import Browser, BrowserError, CommandRefused, PageCrash, PageFlood
 
 #: A reserved name (RFC 2606); as an https origin it has storage like any real page.
 ADDRESS = "https://page.test/"
@@ -24,13 +24,17 @@ SETTLE_MS = 1000  # of the page's clock, after loading and after each action
 HEIGHT = 800
 _MAX_DOCUMENTS = 5  # a page that loads itself again and again never settles
 _LEAVING_S = 0.5
-_MAX_HEIGHT = 6000  # of what is looked at
+_MAX_SIDE = 4000  # CSS pixels of what is looked at
+_MAX_NODES, _MAX_DEPTH = 10_000, 200
+_MAX_EVENTS = 2000  # messages, requests, dialogs and windows together
 
 _STYLES = (
     *("visibility", "opacity", "color", "-webkit-text-fill-color", "background-color"),
     *("background-image", "font-size", "font-weight", "filter", "backdrop-filter"),
     *("mix-blend-mode", "mask-image", "clip-path", "overflow-x"),
 )
+
+_DOMAINS = ("Page", "Runtime", "Log", "DOM", "Accessibility", "Performance", "Inspector")
 
 #: Keys that "press" knows: DOM key, key code, text.
 KEYS = {
@@ -173,7 +177,7 @@ class Page:
         self._expired = asyncio.Event()
         self._ended = asyncio.Event()
         self._end: Exception = PageCrash("the page's process died")
-        self._documents = 0
+        self._documents = self._events = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self.errors: list[str] = []  # on the console, uncaught, or requests that were refused
 
@@ -199,7 +203,7 @@ class Page:
             "Browser.setDownloadBehavior",
             {"behavior": "deny", "browserContextId": self._context},
         )
-        for domain in ("Page", "Runtime", "Log", "DOM", "Accessibility", "Inspector"):
+        for domain in _DOMAINS:
             await self._send(f"{domain}.enable")
         await self._send("Fetch.enable", {"patterns": [{"urlPattern": "*"}]})
         await self.resize(width)
@@ -213,14 +217,17 @@ class Page:
         return self._documents > 1
 
     async def close(self) -> None:
-        """Ends the context with all it holds, unless the browser is gone."""
+        """Ends the context with all it holds."""
+        self.release()
+        context = {"browserContextId": self._context}
+        await self._browser.send("Target.disposeBrowserContext", context)
+
+    def release(self) -> None:
+        """Stops listening; for a page whose browser is given up."""
         for task in self._tasks:
             task.cancel()
         self._browser.forget(self._session)
         self._browser.forget("")
-        if self._context:
-            context = {"browserContextId": self._context}
-            await self._browser.send("Target.disposeBrowserContext", context)
 
     async def resize(self, width: int) -> None:
         """Gives the viewport a width in CSS pixels."""
@@ -249,16 +256,32 @@ class Page:
         raise CommandRefused("the page does not stay")
 
     async def elements(self) -> list[Element]:
-        """What assistive technology is told of the page, in its order."""
+        """What assistive technology is told of the page, in its order.
+
+        Raises:
+          PageFlood: it has too many nodes.
+        """
+        await self._check_size()
         tree = await self._send("Accessibility.getFullAXTree")
         return [_element(node) for node in tree["nodes"] if _is_told(node)]
 
     async def view(self) -> View:
-        """The layout."""
+        """The layout.
+
+        Raises:
+          PageFlood: it has too many nodes, or too deep ones.
+        """
+        await self._check_size()
         snapshot = await self._send(
             "DOMSnapshot.captureSnapshot", {"computedStyles": _STYLES, "includeDOMRects": True}
         )
         return _view(snapshot)
+
+    async def _check_size(self) -> None:
+        metrics = (await self._send("Performance.getMetrics"))["metrics"]
+        nodes = next(metric["value"] for metric in metrics if metric["name"] == "Nodes")
+        if nodes > _MAX_NODES:
+            raise PageFlood(f"the page has more than {_MAX_NODES} nodes")
 
     async def pixels(self, view: View) -> Any:
         """The rendered document, as an array [height, width, 3] of bytes."""
@@ -266,8 +289,8 @@ class Page:
         from PIL import Image
 
         bottom = max((box.y + box.height for box in view.boxes), default=1)
-        clip = {"x": 0, "y": 0, "width": max(1, view.width), "scale": 1}
-        clip["height"] = min(_MAX_HEIGHT, max(1, bottom))
+        width, height = (min(_MAX_SIDE, max(1, side)) for side in (view.width, bottom))
+        clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
         shot = await self._send(
             "Page.captureScreenshot",
             {"format": "png", "clip": clip, "captureBeyondViewport": True, "fromSurface": True},
@@ -372,6 +395,9 @@ class Page:
 
     async def _unless_ended(self, awaitable: Any) -> Any:
         task = asyncio.ensure_future(awaitable)
+        if self._ended.is_set():
+            task.cancel()
+            raise self._end
         end = asyncio.ensure_future(self._ended.wait())
         try:
             await asyncio.wait({task, end}, return_when=asyncio.FIRST_COMPLETED)
@@ -391,9 +417,11 @@ class Page:
             and info.get("browserContextId") == self._context
             and info.get("targetId") != self._target
         ):
+            self._count(_WINDOW_COST)
             self._later("Target.closeTarget", {"targetId": info["targetId"]}, "")
 
     def _on_event(self, method: str, params: Mapping[str, Any]) -> None:
+        self._count(_COSTS.get(method, 0))
         match method:
             case "Page.frameStartedNavigating" if params["frameId"] == self._target:
                 self._loaded.clear()
@@ -439,6 +467,12 @@ class Page:
             refusal = {**request, "errorReason": "BlockedByClient"}
             self._later("Fetch.failRequest", refusal, self._session)
 
+    def _count(self, cost: int) -> None:
+        self._events += cost
+        if self._events > _MAX_EVENTS:
+            self._end = PageFlood("too many messages, requests, dialogs or windows")
+            self._ended.set()
+
     def _note(self, error: str) -> None:
         if len(self.errors) < 20:
             self.errors.append(fold(error)[:200])
@@ -447,12 +481,20 @@ class Page:
         """Sends what an event calls for; what it is about may be gone by then."""
 
         async def send() -> None:
-            with contextlib.suppress(BrowserError, CommandRefused):
+            with contextlib.suppress(BrowserError, CommandRefused, PageFlood):
                 await self._browser.send(method, params, session)
 
         task = asyncio.ensure_future(send())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+_WINDOW_COST = 20  # of a window or dialog, in requests
+_COSTS = {
+    "Page.javascriptDialogOpening": _WINDOW_COST,
+    **dict.fromkeys(("Fetch.requestPaused", "Runtime.exceptionThrown"), 1),
+    **dict.fromkeys(("Runtime.consoleAPICalled", "Log.entryAdded"), 1),
+}
 
 
 def _is_told(node: Mapping[str, Any]) -> bool:
@@ -474,6 +516,11 @@ def _element(node: Mapping[str, Any]) -> Element:
 def _view(snapshot: Mapping[str, Any]) -> View:
     strings, document = snapshot["strings"], snapshot["documents"][0]
     layout, nodes = document["layout"], document["nodes"]
+    depths: list[int] = []
+    for parent in nodes["parentIndex"]:  # parents come first
+        depths.append(depths[parent] + 1 if parent >= 0 else 0)
+    if max(depths) > _MAX_DEPTH:
+        raise PageFlood(f"the page is nested more than {_MAX_DEPTH} deep")
     boxes: list[Box] = []
     frames: dict[int, Box] = {}
     for index, values, bounds, text in zip(

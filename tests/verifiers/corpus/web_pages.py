@@ -335,6 +335,34 @@ CHEATS = {
         "wrong_answer",
         "step 1",
     ),
+    "floods the console": (script("for (;;) console.log('x')"), "output_limit", "too many"),
+    "floods with requests": (
+        script("for (let i = 0; i < 5000; i++) fetch('/' + i).catch(() => 0)"),
+        "output_limit",
+        "too many",
+    ),
+    "asks for ever": (script("for (;;) alert('again')"), "output_limit", "too many"),
+    "too many nodes": (
+        script("for (let i = 0; i < 30000; i++) document.head.append(new Comment('x'))"),
+        "output_limit",
+        "10000 nodes",
+    ),
+    "too deep": (
+        changed(
+            (
+                "</script>",
+                "let at = document.body; for (let i = 0; i < 300; i++) "
+                "{ const b = document.createElement('b'); at.append(b); at = b; }</script>",
+            )
+        ),
+        "output_limit",
+        "200 deep",
+    ),
+    "too much text": (
+        script("addEventListener('load', () => document.body.append('x '.repeat(1.2e7)))"),
+        "",
+        "",
+    ),
     "picture of text": (
         "<html><canvas id=c width=300 height=90></canvas><script>c.getContext('2d')"
         ".fillText('Counter Add 0 Your name', 9, 30)</script></html>",
