@@ -169,7 +169,10 @@ async def _spawned(
     try:
         yield case
     finally:
-        await asyncio.shield(case.kill())
+        ending = asyncio.ensure_future(case.kill())
+        # A second cancellation leaves it to itself; then nobody else looks at its exception.
+        ending.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(ending)
 
 
 async def _judge_function(
@@ -198,7 +201,7 @@ async def _judge_function(
                         await asyncio.get_running_loop().sock_sendall(ours, request[sent:])
                     lines = await _read_lines(ours, lines)
             except TimeoutError:
-                _check(sandbox)
+                await _end(case, len(members))
                 return _timeout(lines, len(checks.tests), limits)
             except ConnectionError:
                 pass  # the tests' process has ended: see how
@@ -235,14 +238,15 @@ def _last_report(lines: Sequence[bytes]) -> examiner.Report | None:
         return None
 
 
-def _check(sandbox: Sandbox) -> None:
-    """A server that has died is no reason to blame the program.
+async def _end(case: Case, num_members: int) -> None:
+    """Ends a case that has run out of time, unless that was the server's doing.
 
     Raises:
-      SandboxError: it has.
+      SandboxError: the server hangs or has died.
     """
-    if not sandbox.is_alive:
-        raise SandboxError("the server died amid a case")
+    await case.kill()
+    for index in range(num_members):
+        await case.wait(index)
 
 
 def _timeout(lines: Sequence[bytes], num_tests: int, limits: Limits) -> _Result:
@@ -328,7 +332,7 @@ async def _run_script(
                         return _Result(Outcome.FAIL, "output_limit", detail)
                     end = await case.wait(0)
             except TimeoutError:
-                _check(sandbox)
+                await _end(case, len(members))
                 return _Result(Outcome.FAIL, "timeout", f"{limits.wall_s:g} s are over")
             if end.code == 0:
                 if _lines(output.decode("utf-8", "surrogateescape")) == _lines(expected):
