@@ -47,7 +47,7 @@ class Box:
 
         async def once() -> Ended:
             async with self.started(code, limits=limits) as (case, (ours,)):
-                return Ended(await case.wait(0), await _read_all(ours))
+                return Ended(*await asyncio.gather(case.wait(0), _read_all(ours)))
 
         return self.run(asyncio.wait_for(once(), 60.0))
 

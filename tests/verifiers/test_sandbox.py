@@ -136,6 +136,11 @@ held.append(bytearray({60 * MIB}))
     assert box.execute(code).exit.out_of_memory
 
 
+def test_limits_beyond_any_machine_are_no_limits(any_box):
+    limits = Limits(wall_s=float("inf"), memory_mb=10**15, file_mb=10**15)
+    assert any_box.execute("open('x', 'w').write('x'); x = bytes(1 << 20)", limits).exit.code == 0
+
+
 def test_files_are_limited_in_size_together(box):
     code = """
 import os

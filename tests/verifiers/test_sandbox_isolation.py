@@ -358,6 +358,11 @@ thread = threading.Thread(target=lambda: found.append(depth(50000)))
 found = []; thread.start(); thread.join()
 assert found == [50000]
 """,
+    "devices": """
+for name, size in (("null", 0), ("zero", 3), ("full", 3), ("random", 3), ("urandom", 3)):
+    assert len(open(f"/dev/{name}", "rb", 0).read(3)) == size
+open("/dev/null", "w").write("x")
+""",
     "exit is a builtin": """
 try: exit(3)
 except SystemExit as end: assert end.code == 3

@@ -33,7 +33,7 @@ class LandlockIsolation:
     max_tasks: int | None = None
 
     def __init__(self, visible: Sequence[str], base: str):
-        self._readable = [p for p in (*visible, *DEVICES) if os.path.exists(p)]
+        self._readable = [p for p in visible if os.path.exists(p)]
         self._base = base
         self._rulesets: dict[int, landlock.Ruleset] = {}
 
@@ -62,7 +62,7 @@ class LandlockIsolation:
         private = f"{self._base}/{place}"
         if place not in self._rulesets:
             os.mkdir(private, 0o700)
-            self._rulesets[place] = landlock.Ruleset(self._readable, private)
+            self._rulesets[place] = landlock.Ruleset(self._readable, DEVICES, private)
         room = os.statvfs(private)
         if room.f_bavail * room.f_frsize < file_mb * _MIB:
             raise OSError(f"less than {file_mb} MiB are free for the sandbox's files")

@@ -14,7 +14,7 @@ from cosr_jax.verifiers.sandbox import linux
 
 #: Rights over files by the ABI that brought them: the first 13, then refer, truncate, device ioctl.
 _RIGHTS_OF_ABI = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 5: 0xFFFF}
-_READ_FILE, _READ_DIR = 1 << 2, 1 << 3
+_WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 1, 1 << 2, 1 << 3
 #: Of directories only; a rule about a file may not name them.
 _DIRECTORY_RIGHTS = _READ_DIR | 0x1FF0 | 1 << 13
 _EXECUTE = 1 << 0
@@ -41,13 +41,14 @@ class Ruleset:
 
     Args:
       readable: files and directories that may be read, with all below.
+      devices: files that may be read and written.
       private: a directory where files may also be made, written and removed.
 
     Raises:
       OSError: the kernel has no Landlock, or a path is not there.
     """
 
-    def __init__(self, readable: Sequence[str], private: str):
+    def __init__(self, readable: Sequence[str], devices: Sequence[str], private: str):
         version = abi()
         rights = max(value for since, value in _RIGHTS_OF_ABI.items() if since <= max(version, 1))
         self._rights = rights
@@ -61,6 +62,8 @@ class Ruleset:
         )
         for path in readable:
             self._allow(path, _READ_FILE | _READ_DIR)
+        for path in devices:
+            self._allow(path, _READ_FILE | _WRITE_FILE)
         self._allow(private, rights & _PRIVATE)
 
     def _allow(self, path: str, rights: int) -> None:

@@ -105,15 +105,14 @@ def command(layer: str, python: Sequence[str], visible: Sequence[str]) -> list[s
             line += ["--cap-add", capability]
     else:
         line += ["--unshare-user"]
-    for path in visible:
+    # Directories on the way are named, else bubblewrap makes them for its own user alone.
+    for path in (*visible, *DEVICES):
         for parent in reversed(Path(path).parents[:-1]):
-            line += ["--dir", str(parent)]  # else bubblewrap makes it for its own user alone
+            line += ["--dir", str(parent)]
         if Path(path).is_symlink():
             line += ["--symlink", str(Path(path).readlink()), path]
         else:
-            line += ["--ro-bind", path, path]
-    for device in DEVICES:
-        line += ["--dev-bind", device, device]
+            line += ["--dev-bind" if path in DEVICES else "--ro-bind", path, path]
     for directory in MOUNT_POINTS:
         line += ["--dir", directory]
     return [*line, "--remount-ro", "/", "--chdir", "/", "--", *python]

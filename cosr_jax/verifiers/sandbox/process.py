@@ -26,6 +26,8 @@ _START_S = 60.0
 _KILL_S = 10.0
 _CLOSE_S = 2.0
 
+_ENDLESS = 1 << 24  # seconds, MiB
+
 #: The same string hashes in every server, so the same verdicts; symbols of libraries are looked up
 #: by the server, not again in every fork.
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "LD_BIND_NOW": "1"}
@@ -250,17 +252,7 @@ class ServerProcess:
           SandboxError: the server is dead.
           ValueError: the members have more descriptors together than one message carries.
         """
-        orders = [
-            wire.Order(
-                m.entry,
-                bool(m.argument) + len(m.fds),
-                len(m.argument),
-                m.limits.memory_mb,
-                m.limits.file_mb,
-                _cpu_seconds(m.limits),
-            )
-            for m in members
-        ]
+        orders = [_order(m) for m in members]
         self._num_cases += 1
         number = self._num_cases
         arguments = []
@@ -420,9 +412,19 @@ def _in_memory(data: bytes) -> int:
     return fd
 
 
-def _cpu_seconds(limits: Limits) -> int:
-    """A backstop behind the wall clock: every core may be busy all the time."""
-    return int(limits.wall_s * (os.cpu_count() or 1)) + 2
+def _order(member: Member) -> wire.Order:
+    """The kernel's view of a member; limits beyond ``_ENDLESS`` are none."""
+    limits = member.limits
+    # A backstop behind the wall clock: every core may be busy all the time.
+    cpu_s = min(limits.wall_s * (os.cpu_count() or 1), _ENDLESS) + 2
+    return wire.Order(
+        member.entry,
+        bool(member.argument) + len(member.fds),
+        len(member.argument),
+        int(min(limits.memory_mb, _ENDLESS)),
+        int(min(limits.file_mb, _ENDLESS)),
+        int(cpu_s),
+    )
 
 
 def _exit(status: int, cpu_s: float, limit: str) -> Exit:
