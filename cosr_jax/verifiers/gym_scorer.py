@@ -6,15 +6,18 @@ less to garbage and to the own answer wrapped in hedges.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from reasoning_gym.factory import get_score_answer_fn
-
 from cosr_jax.verifiers.gym import RUNS_ITS_INPUT
 from cosr_jax.verifiers.worker import Unjudgeable
+
+# Without the extra this module can be looked at, but not used: GymJudge.start says so first.
+with contextlib.suppress(ModuleNotFoundError):
+    from reasoning_gym.factory import get_score_answer_fn
 
 _GARBAGE = ("", " ", "qwertz", "I do not know", "()", "[]", "{}", "0x", "None", "nan", "9" * 400)
 _HEDGES = ("{} or not", "It is {} or 77", "{}\n{}", "{}{}", "not {}")
