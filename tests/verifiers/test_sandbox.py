@@ -6,6 +6,8 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -139,6 +141,21 @@ held.append(bytearray({60 * MIB}))
 def test_limits_beyond_any_machine_are_no_limits(any_box):
     limits = Limits(wall_s=float("inf"), memory_mb=10**15, file_mb=10**15)
     assert any_box.execute("open('x', 'w').write('x'); x = bytes(1 << 20)", limits).exit.code == 0
+
+
+def test_the_hosts_own_limits_stand(any_box):
+    """In a process of its own, whose limits cannot be raised again."""
+    code = f"""
+import resource, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200))
+from sandbox_fixtures import open_box
+with open_box({any_box.layer!r}) as box:
+    ask = "import os, resource; os.write(fds[0], b'%d' % resource.getrlimit(7)[1])"
+    print(box.execute(ask).said)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("200\n", "")
 
 
 def test_files_are_limited_in_size_together(box):

@@ -7,6 +7,7 @@ import mmap
 import os
 import resource
 import signal
+import sys
 from collections.abc import Callable
 from typing import NoReturn, Protocol
 
@@ -57,6 +58,7 @@ class Nursery:
         self._marks = marks
         self._statm = statm
         self._server = os.getpid()
+        self._most = _most()
         program = seccomp.member_program(isolation.may_change_attributes)
         self._filter = seccomp.Filter(program).of_process(1)
 
@@ -79,7 +81,7 @@ class Nursery:
                 if order.argument_size:
                     argument = _read(fds[0], order.argument_size)
                     os.close(fds.pop(0))
-                _limit(order, memory, self._isolation.max_tasks)
+                _limit(order, memory, self._isolation.max_tasks, self._most)
                 linux.drop_capabilities()
                 pid = os.getpid()
                 if pid != 1:  # not of its own PID namespace, which ends with the server's
@@ -132,7 +134,23 @@ def limit_forks() -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def _limit(order: wire.Order, memory: tuple[int, int], max_tasks: int | None) -> None:
+def _most() -> dict[int, int]:
+    """What the host's own limits leave to give, by kind."""
+    kinds = (
+        resource.RLIMIT_AS,
+        resource.RLIMIT_DATA,
+        resource.RLIMIT_CPU,
+        resource.RLIMIT_FSIZE,
+        resource.RLIMIT_NOFILE,
+        resource.RLIMIT_NPROC,
+    )
+    hard = {kind: resource.getrlimit(kind)[1] for kind in kinds}
+    return {k: sys.maxsize if v == resource.RLIM_INFINITY else v for k, v in hard.items()}
+
+
+def _limit(
+    order: wire.Order, memory: tuple[int, int], max_tasks: int | None, most: dict[int, int]
+) -> None:
     addresses, data = memory
     own = order.memory_mb * MIB
     for kind, value in (
@@ -141,7 +159,7 @@ def _limit(order: wire.Order, memory: tuple[int, int], max_tasks: int | None) ->
         (resource.RLIMIT_CPU, order.cpu_s),
         (resource.RLIMIT_FSIZE, order.file_mb * MIB),
         (resource.RLIMIT_NOFILE, _MAX_FDS),
+        *(() if max_tasks is None else ((resource.RLIMIT_NPROC, max_tasks),)),
     ):
+        value = min(value, most[kind])
         resource.setrlimit(kind, (value, value))
-    if max_tasks is not None:
-        resource.setrlimit(resource.RLIMIT_NPROC, (max_tasks, max_tasks))
