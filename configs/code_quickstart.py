@@ -1,12 +1,14 @@
 """SmolLM2-135M-Instruct learns to write the Python function that was asked for, on a CPU.
 
 Reproduces: the quickstart's loop on code.  Answers are programs, judged by hidden tests in the
-sandbox.  The untrained student passes about two in five: it likes to give functions names of its
-own, to confuse < with <=, and to explain what nobody asked.  Test functions never occur in
-training: other constants, words and combinations, split by hash.
+sandbox.  The untrained student passes about three in ten: it gives functions names of its own,
+confuses < with <=, and explains what nobody asked.  Test functions never occur in training: they
+have other constants, words and combinations, split by hash.
 
-Takes: about 15 minutes on 2 CPU cores after installation, and 6 GiB of memory.
-Expected: not measured yet.
+Takes: measured only on a busy machine, where 2 CPU cores shared with much other work took 27
+minutes; alone it should be less than half of that.
+Expected: 98% of 140 held-out functions after 31% (seed 0: +67 points, 95% interval 59 to 75).  Of
+30 functions of kinds never practised it passed 27% after 13% (+13, interval -7 to +33).
 
     cosr train --config=configs/code_quickstart.py --workdir=runs/code_quickstart
     cosr train --config=configs/code_quickstart.py:seed=1 --workdir=runs/code_quickstart-1
