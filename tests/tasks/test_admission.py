@@ -179,6 +179,18 @@ def test_the_real_verifier_proves_every_cell_of_the_suite():
         assert admission.admit(false).refused == {"unproven": len(tasks)}
 
 
+def test_the_real_verifier_proves_every_code_cell_of_the_suite():
+    suite = ProceduralSuite(domains=("code",))
+    tasks = [suite.draw(cell, 0, "train") for cell in suite.cells()]
+    vacuous = dataclasses.replace(tasks[0], checks=CodeChecks("f", ("assert callable(f)",)))
+    vacuous = dataclasses.replace(vacuous, solution=fenced("def f(x):\n    return x"))
+    unproven = dataclasses.replace(tasks[1], solution=tasks[2].solution)
+    with VerifierPool(VerifierConfig()) as pool:
+        admission = Admission(pool.judge, EVALUATION)
+        assert admission.admit(tasks).tasks == tuple(tasks)
+        assert admission.admit([vacuous, unproven]).refused == {"vacuous": 1, "unproven": 1}
+
+
 def test_numbers_and_formulas_of_the_question_are_no_answer_to_it():
     # Copying is the first thing that reinforcement finds.
     cases = []
