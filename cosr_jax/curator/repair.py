@@ -108,7 +108,9 @@ def values(text: str) -> Iterator[Found]:
         position = found.end
         if found.is_closed or found.has_member or found.is_clean:
             yield found
-        if found.is_closed or (reader.is_hopeless and reader.error_at == found.end):
+        if found.is_closed:
+            continue
+        if reader.is_hopeless and (reader.error_at == found.end or not found.has_member):
             continue
         if not found.has_member:
             position = found.start + 1
@@ -119,7 +121,7 @@ def values(text: str) -> Iterator[Found]:
 
 #: Characters read, per character of a text, before broken beginnings are given up.
 _EFFORT = 4
-_MAX_DEPTH = 64
+_MAX_DEPTH = 32
 
 _SPACE = r"[\s\ufeff\u200b-\u200d\u2060]"
 _BLANK = re.compile(rf"(?:{_SPACE}++|(?://|\#)[^\n]*+|/\*(?:.*?\*/|.*\Z))*+", re.DOTALL)
@@ -179,7 +181,7 @@ _STRUCTURE = re.compile(rf"{_MARK.pattern}|[{{}}\[\],\"\u201c\u201e]|(?<!\w)['`\
 _GOES_ON = re.compile(rf"{_SPACE}*+,{_SPACE}*+\"")
 _CLOSER = {"{": "}", "[": "]"}
 #: A value whose own quotes are escaped: encoded as a string once more.
-_ENCODED = re.compile(r"[{\[](?:\s|\\[nrt]|[{\[])*+\\\"")
+_ENCODED = re.compile(r"[{\[](?:\s|\\[nrt]|[{\[]){0,64}+\\\"")
 _ENCODED_TEXT = re.compile(r"[^\"\\]*+(?:\\.[^\"\\]*+)*+", re.DOTALL)
 
 
