@@ -6,6 +6,7 @@ made (a file, a listener on loopback, the other member of the case), and else on
 
 import asyncio
 import json
+import os
 import platform
 import socket
 import tempfile
@@ -142,6 +143,12 @@ def test_the_sandbox_shows_only_what_python_needs(box):
         "FileNotFoundError",
         "PermissionError",
     )
+
+
+def test_nobody_runs_as_root(box):
+    has_own_users = box.layer != "landlock" or os.getuid() == 0
+    assert int(attempt(box, "os.getuid()")) == (65534 if has_own_users else os.getuid())
+    assert attempt(box, "os.setuid(0)") == "PermissionError"
 
 
 def test_a_file_of_the_machine_is_neither_read_nor_written(box, tmp_path):

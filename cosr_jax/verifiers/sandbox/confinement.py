@@ -30,6 +30,7 @@ class LandlockIsolation:
 
     may_change_attributes = False
     is_watched = True
+    capabilities = 0
     max_tasks: int | None = None
 
     def __init__(self, visible: Sequence[str], base: str):
@@ -38,19 +39,19 @@ class LandlockIsolation:
         self._rulesets: dict[int, landlock.Ruleset] = {}
 
     def give_up_root(self) -> None:
-        """Becomes nobody if this is root and nobody can reach the interpreter.
+        """Becomes nobody, if this is root.
 
-        An interpreter in root's own home is out of reach for nobody; root without a capability,
-        behind Landlock and the filter, is what remains then.
+        An interpreter in root's own home is out of reach for nobody.  Then one capability stays,
+        to read whatever the modes of files say; Landlock still says which files.
         """
         if os.geteuid() == 0:
             os.chown(self._base, _NOBODY, _NOBODY)
-            if _nobody_can_read(self._readable):
-                give_up_root()
-                self.max_tasks = _MAX_TASKS_OF_NOBODY
-            else:
-                os.chown(self._base, 0, 0)
-        linux.drop_capabilities()
+            if not _nobody_can_read(self._readable):
+                self.capabilities = linux.CAP_DAC_READ_SEARCH
+                linux.prctl(linux.PR_SET_KEEPCAPS, 1)
+            give_up_root()
+            self.max_tasks = _MAX_TASKS_OF_NOBODY
+        linux.keep_capabilities(self.capabilities)
         linux.prctl(linux.PR_SET_DUMPABLE, 0)
 
     def prepare(self, place: int, file_mb: int) -> None:

@@ -20,7 +20,8 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_UNBINDABLE, MS_PRIVATE = 4096, 16384, 1 << 17, 1 << 18
 MNT_DETACH = 2
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS = 1, 4, 8, 38
+CAP_DAC_READ_SEARCH = 1 << 2
 
 SYS_MOUNT_SETATTR = 442
 SYS_LANDLOCK_CREATE_RULESET, SYS_LANDLOCK_ADD_RULE, SYS_LANDLOCK_RESTRICT_SELF = 444, 445, 446
@@ -105,12 +106,16 @@ def make_read_only(target: str) -> None:
 
 
 _capset_header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-_no_capabilities = (ctypes.c_uint32 * 6)()
+_capset_data = (ctypes.c_uint32 * 6)()
 
 
-def drop_capabilities() -> None:
-    """Gives up every capability of this process; without exec none comes back."""
-    result = _libc.capset(ctypes.byref(_capset_header), ctypes.byref(_no_capabilities))
+def keep_capabilities(kept: int) -> None:
+    """Gives up the capabilities of this process that are not in the mask ``kept`` (below 1 << 32).
+
+    Without exec none comes back.
+    """
+    _capset_data[0] = _capset_data[1] = kept  # effective, permitted
+    result = _libc.capset(ctypes.byref(_capset_header), ctypes.byref(_capset_data))
     _checked("capset", result)
 
 

@@ -34,6 +34,7 @@ class Isolation(Protocol):
 
     may_change_attributes: bool
     is_watched: bool
+    capabilities: int  # mask of those that members keep
     max_tasks: int | None  # for RLIMIT_NPROC, None where it would count foreign processes
 
     def prepare(self, place: int, file_mb: int) -> None: ...
@@ -82,7 +83,7 @@ class Nursery:
                     argument = _read(fds[0], order.argument_size)
                     os.close(fds.pop(0))
                 _limit(order, memory, self._isolation.max_tasks, self._most)
-                linux.drop_capabilities()
+                linux.keep_capabilities(self._isolation.capabilities)
                 pid = os.getpid()
                 if pid != 1:  # not of its own PID namespace, which ends with the server's
                     linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)

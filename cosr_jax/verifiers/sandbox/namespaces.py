@@ -145,6 +145,7 @@ class NamespaceIsolation:
 
     may_change_attributes = True
     is_watched = False
+    capabilities = 0
     max_tasks: int | None = 64
 
     def __init__(self, proc: int):

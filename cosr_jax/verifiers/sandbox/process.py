@@ -27,6 +27,7 @@ _KILL_S = 10.0
 _CLOSE_S = 2.0
 
 _ENDLESS = 1 << 24  # seconds, MiB
+_CORES = os.cpu_count() or 1
 
 #: The same string hashes in every server, so the same verdicts; symbols of libraries are looked up
 #: by the server, not again in every fork.
@@ -94,6 +95,7 @@ class Case:
         self._gone: asyncio.Future[None] = loop.create_future()
         for future in self._exits:
             future.add_done_callback(_retrieve)
+        self._gone.add_done_callback(_retrieve)
 
     async def wait(self, index: int) -> Exit:
         """How the member of that index ended, once it has; any number of callers may wait.
@@ -109,7 +111,8 @@ class Case:
         Without effect on a case that is over.
 
         Raises:
-          SandboxError: the server does not answer; it has been killed, and the case with it.
+          SandboxError: the server died meanwhile, or does not answer and has been killed; nothing
+            of the case is left, but what is known of it may not be its own doing.
         """
         if self._gone.done():
             return
@@ -139,10 +142,10 @@ class Case:
                 future.set_exception(error)
 
     def lose(self, error: SandboxError) -> None:
-        """As ``fail``; the server's death has taken every member with it."""
+        """As ``fail``, and so does a ``kill`` that waits; the server took every member with it."""
         self.fail(error)
         if not self._gone.done():
-            self._gone.set_result(None)
+            self._gone.set_exception(error)
 
 
 class ServerProcess:
@@ -416,7 +419,7 @@ def _order(member: Member) -> wire.Order:
     """The kernel's view of a member; limits beyond ``_ENDLESS`` are none."""
     limits = member.limits
     # A backstop behind the wall clock: every core may be busy all the time.
-    cpu_s = min(limits.wall_s * (os.cpu_count() or 1), _ENDLESS) + 2
+    cpu_s = min(limits.wall_s * _CORES, _ENDLESS) + 2
     return wire.Order(
         member.entry,
         bool(member.argument) + len(member.fds),

@@ -11,6 +11,7 @@ import json
 import socket
 import struct
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 #: kind, number of descriptors, case, length of the body in bytes
 HEADER = struct.Struct("<BHII")
@@ -36,8 +37,7 @@ class Frame:
     fds: tuple[int, ...] = ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Order:
+class Order(NamedTuple):
     """What the server must know to fork one member."""
 
     entry: str
@@ -55,7 +55,7 @@ def encode(kind: int, case: int, body: bytes = b"", num_fds: int = 0) -> bytes:
 
 def encode_orders(orders: Sequence[Order]) -> bytes:
     """The body of a SPAWN frame."""
-    return json.dumps([dataclasses.astuple(order) for order in orders]).encode()
+    return json.dumps(orders).encode()
 
 
 def decode_orders(body: bytes) -> list[Order]:
