@@ -19,7 +19,8 @@ from collections.abc import AsyncIterator, Sequence
 
 from cosr_jax.config import VerifierConfig
 from cosr_jax.types import CATEGORIES, CodeChecks, Completion, Outcome, Task, Verdict
-from cosr_jax.verifiers.code_exec import examiner, student
+from cosr_jax.verifiers.code_exec import student
+from cosr_jax.verifiers.code_exec.report import Report, clip, request
 from cosr_jax.verifiers.code_extraction import extract_code
 from cosr_jax.verifiers.judges import Limits
 from cosr_jax.verifiers.sandbox.host import Case, Exit, Member, Sandbox, SandboxError
@@ -178,12 +179,12 @@ async def _spawned(
 async def _judge_function(
     sandbox: Sandbox, code: str, checks: CodeChecks, limits: Limits, run_all: bool
 ) -> _Result:
-    request = examiner.request(checks.tests, checks.entry_point, run_all)
+    order = request(checks.tests, checks.entry_point, run_all)
     ours, theirs = socket.socketpair()
     tests_end, program_end = socket.socketpair()
     with ours:
         ours.setblocking(False)
-        sent = ours.send(request)
+        sent = ours.send(order)
         members = [
             Member(f"{_PACKAGE}.examiner:main", (tests_end.fileno(), theirs.fileno()), b"", limits),
             Member(
@@ -197,8 +198,8 @@ async def _judge_function(
             lines: list[bytes] = []
             try:
                 async with asyncio.timeout(limits.wall_s):
-                    if sent < len(request):
-                        await asyncio.get_running_loop().sock_sendall(ours, request[sent:])
+                    if sent < len(order):
+                        await asyncio.get_running_loop().sock_sendall(ours, order[sent:])
                     lines = await _read_lines(ours, lines)
             except TimeoutError:
                 await _end(case, len(members))
@@ -231,9 +232,9 @@ async def _read_lines(sock: socket.socket, lines: list[bytes]) -> list[bytes]:
     return lines
 
 
-def _last_report(lines: Sequence[bytes]) -> examiner.Report | None:
+def _last_report(lines: Sequence[bytes]) -> Report | None:
     try:
-        return examiner.Report.from_line(lines[-1]) if lines else None
+        return Report.from_line(lines[-1]) if lines else None
     except ValueError:
         return None
 
@@ -250,7 +251,7 @@ async def _end(case: Case, num_members: int) -> None:
 
 
 def _timeout(lines: Sequence[bytes], num_tests: int, limits: Limits) -> _Result:
-    report = _last_report(lines) or examiner.Report()
+    report = _last_report(lines) or Report()
     share = _share(report.passed, max(report.total + 1, num_tests))
     return _Result(Outcome.FAIL, "timeout", f"{limits.wall_s:g} s are over", share)
 
@@ -363,7 +364,7 @@ def _told(sock: socket.socket) -> tuple[str, str]:
     with contextlib.suppress(OSError, ValueError, TypeError):
         category, text = json.loads(sock.recv(4096))
         if category in CATEGORIES and isinstance(text, str):
-            return category, examiner.clip(text)
+            return category, clip(text)
     return "", ""
 
 
@@ -376,5 +377,5 @@ def _first_difference(output: bytes, expected: str) -> str:
     ours, theirs = _lines(output.decode("utf-8", "replace")), _lines(expected)
     for number, (mine, wanted) in enumerate(zip(ours, theirs, strict=False), 1):
         if mine != wanted:
-            return examiner.clip(f"line {number} is {mine[:80]!r}, expected {wanted[:80]!r}")
+            return clip(f"line {number} is {mine[:80]!r}, expected {wanted[:80]!r}")
     return f"{len(ours)} lines, expected {len(theirs)}"

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 
 from cosr_jax.verifiers.code_exec import wire
 from cosr_jax.verifiers.code_exec.channel import Channel, Closed
-from cosr_jax.verifiers.code_exec.examiner import Examiner, Report
+from cosr_jax.verifiers.code_exec.examiner import Examiner
 from cosr_jax.verifiers.code_exec.peer import Lost
+from cosr_jax.verifiers.code_exec.report import Report
 from cosr_jax.verifiers.code_exec.student import Student
 
 

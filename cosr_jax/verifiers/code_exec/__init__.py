@@ -19,6 +19,7 @@ frames, the garbage collector, patched modules and exits in S reach neither test
   examiner       T's end: runs the tests, believes nothing it need not
   script         a program with standard input and output instead of tests
   failures       categories of exceptions
+  report         what the parent and T tell each other
   warmup         runs both ends once, before the server forks
 
 What T believes

@@ -9,25 +9,23 @@ from __future__ import annotations
 
 import _thread
 import builtins
-import dataclasses
 import functools
 import inspect
 import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 from cosr_jax.verifiers.code_exec import known, proxies
 from cosr_jax.verifiers.code_exec.channel import Channel, Closed
 from cosr_jax.verifiers.code_exec.failures import category_of
 from cosr_jax.verifiers.code_exec.handles import TEXT
 from cosr_jax.verifiers.code_exec.peer import Lost, Peer
+from cosr_jax.verifiers.code_exec.report import NO_LINK, Report, clip
 from cosr_jax.verifiers.code_exec.ties import set_on_exception, trust_class
-from cosr_jax.verifiers.code_exec.wire import Link, Reader, TooLargeError, WireError, Writer
+from cosr_jax.verifiers.code_exec.wire import Reader, TooLargeError, WireError
 
-_MAX_DETAIL = 300
-_NO_LINK = cast(Link, None)  # plain values need none
 _TESTS = "<tests>"
 _OF_STUDENT = "_cosr_of_student"
 
@@ -35,57 +33,6 @@ _OF_STUDENT = "_cosr_of_student"
 _READABLE = frozenset(("__name__", "__qualname__", "__doc__", "__module__"))
 #: How Python's own types call the frames and codes that lead to everything else.
 _INNER = ("gi_", "cr_", "ag_", "f_", "tb_", "co_", "func_")
-
-
-@dataclasses.dataclass
-class Report:
-    """How the tests went.
-
-    Attributes:
-      passed: test statements that held, of those that use the program.
-      total: test statements that use the program, or failed.
-      category: of the first failure; "" if there was none.
-      detail: of the first failure, for people.
-      is_lost: the student's side ended early; how its process ended says why.
-      is_final: nothing more will come.
-      trouble: why the tests themselves cannot be run; "" if they can.
-    """
-
-    passed: int = 0
-    total: int = 0
-    category: str = ""
-    detail: str = ""
-    is_lost: bool = False
-    is_final: bool = False
-    trouble: str = ""
-
-    def to_line(self) -> bytes:
-        """One line: the fields, separated by tabs, which no text of it contains."""
-        return "\t".join(str(value) for value in vars(self).values()).encode() + b"\n"
-
-    @classmethod
-    def from_line(cls, line: bytes) -> Report:
-        """The inverse of ``to_line``, without the end of the line.
-
-        Raises:
-          ValueError: it is no report.
-        """
-        report = cls()
-        for (name, default), text in zip(
-            vars(report).items(), line.decode().split("\t"), strict=True
-        ):
-            if type(default) is bool and text not in ("True", "False"):
-                raise ValueError("not a report")
-            value = text == "True" if type(default) is bool else type(default)(text)
-            setattr(report, name, value)
-        return report
-
-
-def request(tests: Sequence[str], entry_point: str, run_all: bool) -> bytes:
-    """What ``main`` reads first: the statements, and whether one failure ends the examination."""
-    writer = Writer(_NO_LINK)
-    writer.value((tuple(tests), entry_point, run_all))
-    return len(writer.data).to_bytes(4, "little") + writer.data
 
 
 def main(fds: list[int], argument: bytes) -> None:
@@ -105,7 +52,7 @@ def main(fds: list[int], argument: bytes) -> None:
         if not part:
             return
         data += part
-    tests, entry_point, run_all = Reader(data[4:], _NO_LINK).value()
+    tests, entry_point, run_all = Reader(data[4:], NO_LINK).value()
     examiner = Examiner(Channel(channel), entry_point)
 
     def tell(report: Report) -> None:
@@ -438,9 +385,3 @@ def _line_of(error: BaseException, source: str) -> str:
         trace = trace.tb_next
     lines = source.splitlines()
     return lines[line - 1].strip() if 0 < line <= len(lines) else source
-
-
-def clip(text: str) -> str:
-    """Fit for a log: short, printable, one line."""
-    clean = text[: 4 * _MAX_DETAIL].encode("utf-8", "replace").decode()
-    return " ".join("".join(c if c.isprintable() else " " for c in clean).split())[:_MAX_DETAIL]
