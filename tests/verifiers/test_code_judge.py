@@ -283,3 +283,29 @@ def test_memory_and_files_of_a_case_are_its_own(bench):
     )
     for _ in range(2):
         assert bench(code, "assert f(1) == ['note']").outcome is Outcome.PASS
+
+
+@pytest.mark.slow  # JAX takes seconds to import
+@pytest.mark.parametrize(
+    ("code", "tests"),
+    [
+        (
+            "import jax, jax.numpy as jnp\n@jax.jit\ndef f(x): return jnp.asarray(x) * 2.0",
+            "import numpy as np\nr = f(np.array([1.0, 2.0], np.float32))\n"
+            "np.testing.assert_allclose(r, [2.0, 4.0], rtol=1e-6)\n"
+            "assert r.dtype == np.float32 and r.shape == (2,)",
+        ),
+        (
+            "import jax, jax.numpy as jnp\ndef f(x): return jax.grad(lambda v: jnp.sum(v ** 2))(x)",
+            "import jax.numpy as jnp\nr = f(jnp.array([1.0, 2.0]))\n"
+            "assert jnp.allclose(r, jnp.array([2.0, 4.0])) and isinstance(r, jnp.ndarray)",
+        ),
+        (
+            "import jax.numpy as jnp\ndef f(x): return jnp.asarray(x, jnp.bfloat16)",
+            "import numpy as np\nr = f([1.5])\nassert str(r.dtype) == 'bfloat16' and r[0] == 1.5",
+        ),
+    ],
+)
+def test_arrays_of_jax(bench, code, tests):
+    verdict = bench(code, tests, wall_s=60.0)
+    assert verdict.outcome is Outcome.PASS, verdict.detail

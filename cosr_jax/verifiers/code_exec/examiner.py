@@ -53,6 +53,7 @@ def main(fds: list[int], argument: bytes) -> None:
             return
         data += part
     tests, entry_point, run_all = Reader(data[4:], NO_LINK).value()
+    known.prepare_libraries("\n".join(tests))
     examiner = Examiner(Channel(channel), entry_point)
 
     def tell(report: Report) -> None:

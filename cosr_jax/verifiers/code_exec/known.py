@@ -13,6 +13,7 @@ import fractions
 import importlib
 import math
 import operator
+import os
 import re
 import sys
 import types
@@ -126,6 +127,12 @@ def _from_library(name: str) -> Any:
     value = getattr(numpy, name.removeprefix("numpy."), None)
     is_type = isinstance(value, type) and issubclass(value, (numpy.generic, numpy.ndarray))
     return value if is_type else None
+
+
+def prepare_libraries(source: str) -> None:
+    """Sets what libraries that ``source`` mentions need inside a sandbox."""
+    if "jax" in source:  # it would look for accelerators that are out of reach, and may abort
+        os.environ["JAX_PLATFORMS"] = "cpu"
 
 
 def module(name: str) -> types.ModuleType:

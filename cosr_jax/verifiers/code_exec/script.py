@@ -11,6 +11,7 @@ import sys
 import types
 from typing import Any
 
+from cosr_jax.verifiers.code_exec import known
 from cosr_jax.verifiers.code_exec.failures import category_of
 
 FILE = "main.py"
@@ -44,6 +45,7 @@ def main(fds: list[int], argument: bytes) -> None:
 
 def _run(source: str) -> tuple[int, str, str]:
     """Exit code, category and message, the latter two empty without an exception."""
+    known.prepare_libraries(source)
     try:
         program = compile(source, FILE, "exec", dont_inherit=True)
     except (MemoryError, OverflowError, RecursionError, SyntaxError, ValueError) as error:

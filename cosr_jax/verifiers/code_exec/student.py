@@ -13,6 +13,7 @@ import sys
 import types
 from typing import Any
 
+from cosr_jax.verifiers.code_exec import known
 from cosr_jax.verifiers.code_exec.channel import Channel, Closed
 from cosr_jax.verifiers.code_exec.peer import Peer
 from cosr_jax.verifiers.code_exec.wire import WireError
@@ -103,6 +104,7 @@ class Student(Peer):
 
     def run(self, code: str) -> None:
         """Runs the program as a module; how that went is told with the first request."""
+        known.prepare_libraries(code)
         sys.modules["solution"] = self._module
         linecache.cache[FILE] = (len(code), None, code.splitlines(keepends=True), FILE)
         try:
