@@ -283,8 +283,11 @@ async def _complaint(page: Page, state: State) -> str:
         return f"{len(found)} elements are {state}"
     says = (state.text, state.contains, state.value)
     for element in found:
-        if (state.visible or says == (None, None, None)) and not view.shows(element.node):
-            return f"{state} cannot be seen"
+        if state.visible or says == (None, None, None):
+            if not view.shows(element.node):
+                return f"{state} cannot be seen"
+            if not await page.is_uncovered(element):
+                return f"{state} is covered"
         if state.checked is not None and element.checked != str(state.checked).lower():
             return f"{state} is checked: {element.checked or 'cannot be'}"
         if state.value is not None and element.value != state.value:

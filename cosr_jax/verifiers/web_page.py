@@ -300,21 +300,20 @@ class Page:
 
     async def click(self, element: Element) -> str:
         """Clicks the middle of ``element`` if that is what is there; else says what is wrong."""
-        where = {"backendNodeId": element.node}
-        try:
-            await self._send("DOM.scrollIntoViewIfNeeded", where)
-            quads = (await self._send("DOM.getContentQuads", where))["quads"]
-        except CommandRefused as error:
-            return f"cannot be clicked ({error})"
-        if not quads:
+        place = await self._middle(element.node)
+        if place is None:
             return "has no place on the page"
-        x, y = sum(quads[0][0::2]) / 4, sum(quads[0][1::2]) / 4
-        if not await self._is_on_top(element, x, y):
+        if not await self._is_on_top(element, *place):
             return "is covered by something else"
-        await self._mouse("mousePressed", x, y)
-        await self._mouse("mouseReleased", x, y)
+        await self._mouse("mousePressed", *place)
+        await self._mouse("mouseReleased", *place)
         await self.settle()
         return ""
+
+    async def is_uncovered(self, element: Element) -> bool:
+        """Whether the middle of ``element``, scrolled to, is the element or something in it."""
+        place = await self._middle(element.node)
+        return place is not None and await self._is_on_top(element, *place)
 
     async def type_text(self, element: Element, text: str) -> str:
         """Replaces what is in ``element`` with ``text``, key by key; else says what is wrong."""
@@ -350,18 +349,22 @@ class Page:
     async def is_shown(self, box: Box, view: View) -> bool:
         """Whether the middle of ``box``, scrolled to, is not covered by something else."""
         node = next((n for n, index in view.nodes.items() if index == box.node), None)
-        try:
-            await self._send("DOM.scrollIntoViewIfNeeded", {"backendNodeId": node})
-            quads = (await self._send("DOM.getContentQuads", {"backendNodeId": node}))["quads"]
-        except CommandRefused:
+        place = await self._middle(node)
+        if place is None:
             return False
-        if not quads:
-            return False
-        x, y = sum(quads[0][0::2]) / 4, sum(quads[0][1::2]) / 4
-        hit = await self._node_at(x, y)
-        line = view.lineage(box.node)
+        hit = await self._node_at(*place)
         # The text itself, or what holds it: text nodes are not always hit by themselves.
-        return hit is not None and view.nodes.get(hit, -2) in line[:2]
+        return hit is not None and view.nodes.get(hit, -2) in view.lineage(box.node)[:2]
+
+    async def _middle(self, node: int | None) -> tuple[float, float] | None:
+        """Scrolls to a node; its middle in the viewport, or None if it takes no place."""
+        where = {"backendNodeId": node}
+        try:
+            await self._send("DOM.scrollIntoViewIfNeeded", where)
+            quads = (await self._send("DOM.getContentQuads", where))["quads"]
+        except CommandRefused:  # it is not laid out
+            return None
+        return (sum(quads[0][0::2]) / 4, sum(quads[0][1::2]) / 4) if quads else None
 
     async def _is_on_top(self, element: Element, x: float, y: float) -> bool:
         hit = await self._node_at(x, y)
