@@ -15,6 +15,9 @@ from cosr_jax.config import VerifierConfig
 from cosr_jax.types import CodeChecks, Completion, Outcome, Task
 from cosr_jax.verifiers.judges import Limits
 from cosr_jax.verifiers.pool import VerifierPool
+from cosr_jax.verifiers.sandbox import process
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 
 ADD = CodeChecks("add", ("assert add(2, 3) == 5", "assert add(-1, 1) == 0"))
 DOUBLE = CodeChecks(io=(("4\n", "8\n"), ("5\n", "10\n")))
@@ -100,7 +103,7 @@ def test_an_endless_program_times_out_each_time(pool):
     assert {(v.outcome, v.category) for v in verdicts} == {(Outcome.FAIL, "timeout")}
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+@needs_proc
 def test_servers_killed_while_at_work_cost_no_verdict(pool):
     """Whoever shares the machine may kill what it likes: verdicts are right, or there is none."""
     pool.judge([case for case, _ in cases(1)])
@@ -124,9 +127,37 @@ def test_servers_killed_while_at_work_cost_no_verdict(pool):
     finally:
         stop.set()
         thread.join()
+    wrong += judge(pool, 1)  # the last one killed may be noticed only now
     assert killed
     assert [each for each in wrong if each[1].outcome is not Outcome.ERROR] == []
     assert judge(pool, 1) == []
+
+
+@needs_proc
+def test_a_hung_server_is_no_failure_of_its_programs(monkeypatch):
+    monkeypatch.setattr(process, "_KILL_S", 2.0)
+    with VerifierPool(VerifierConfig(workers=4, wall_s=1.0)) as pool:
+        pool.judge([case for case, _ in cases(1)])
+        servers = [pid for pid in descendants(os.getpid()) if "sandbox" in command_line(pid)]
+        assert servers
+        for pid in servers:
+            os.kill(pid, signal.SIGSTOP)
+        wrong = judge(pool, 2)
+        assert [each for each in wrong if each[1].outcome is not Outcome.ERROR] == []
+        assert judge(pool, 1) == []  # others have taken their places
+    assert not [pid for pid in servers if "sandbox" in command_line(pid)]
+
+
+def descendants(pid):
+    found = children(pid)
+    return found + [each for child in found for each in descendants(child)]
+
+
+def command_line(pid):
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
 
 
 def children(pid):
