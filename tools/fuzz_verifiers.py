@@ -157,6 +157,7 @@ class _NoLink:
 
 def wire(data: bytes) -> None:
     """A message is a value or a WireError."""
+    from cosr_jax.verifiers.code_exec import values  # noqa: F401 - brings the kinds of values
     from cosr_jax.verifiers.code_exec.wire import Reader, WireError
 
     with contextlib.suppress(WireError), watched():
@@ -218,6 +219,7 @@ def _seeds(name: str) -> Iterator[bytes]:
 
     corpus = CORPUS.parent
     if name == "wire":
+        from cosr_jax.verifiers.code_exec import values  # noqa: F401 - as in ``wire``
         from cosr_jax.verifiers.code_exec.wire import Writer
 
         for value in (
@@ -256,7 +258,7 @@ def main() -> None:
 
     name = sys.argv.pop(1)
     target = TARGETS[name]
-    modules = ["code_exec.wire", "code_extraction", "maths", "wire"]
+    modules = ["code_exec.values", "code_extraction", "maths", "wire"]
     with atheris.instrument_imports(include=["cosr_jax.verifiers"]):
         for module in modules + ["symbolic"] * (name == "symbolic"):
             importlib.import_module(f"cosr_jax.verifiers.{module}")
