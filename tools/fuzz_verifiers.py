@@ -156,11 +156,12 @@ class _NoLink:
 
 
 def wire(data: bytes) -> None:
-    """A message is a value or a WireError."""
+    """A message is a value, or is refused with what ``Peer`` takes for a WireError."""
     from cosr_jax.verifiers.code_exec import values  # noqa: F401 - brings the kinds of values
     from cosr_jax.verifiers.code_exec.wire import Reader, WireError
 
-    with contextlib.suppress(WireError), watched():
+    refusals = (WireError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+    with contextlib.suppress(*refusals), watched():
         reader = Reader(data, _NoLink())  # type: ignore[arg-type]
         reader.value()
         reader.end()
