@@ -36,5 +36,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.train.max_rounds = options.rounds
     config.train.schedule = "cosine"
     config.train.warmup_steps = 10
+    config.verifier.wall_s = 10.0  # a browser needs seconds where a program needs none
     config.checkpoint.every_steps = 10
     return config

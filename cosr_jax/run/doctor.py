@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -22,6 +23,8 @@ from cosr_jax.run.plan import COMPILE_ONLY
 from cosr_jax.student.sources import cache_dir
 from cosr_jax.types import Completion, Outcome, Task, UserError
 from cosr_jax.verifiers.pool import VerifierPool
+from cosr_jax.verifiers.sandbox.layers import LAYERS
+from cosr_jax.verifiers.sandbox.probe import probe
 
 #: What the launchers that JAX knows set, and how jax.distributed.initialize() then finds its peers.
 _CLUSTERS = {
@@ -70,6 +73,7 @@ def checks(workdir: Path | None) -> tuple[Check, ...]:
         Check("students", students),
         Check("curator", lambda: "built-in procedural; no model, key or network"),
         Check("verifier", verifier),
+        Check("sandbox", sandbox),
         Check("topology", topology),
     )
 
@@ -166,9 +170,24 @@ def verifier() -> str:
         raise UserError(
             f"a worker judged a right and a wrong answer as {[o.value for o in outcomes]} "
             f"({details})",
-            "reinstall math-verify and sympy",
+            "reinstall sympy",
         )
     return f"a worker started and judged in {time.monotonic() - started:.1f} s"
+
+
+def sandbox() -> str:
+    """The isolation layers, each tried out.  Having none is a fault only for tasks with programs,
+    which are then refused with the remedy.
+    """
+
+    async def tried() -> dict[str, str]:
+        return {layer.name: await probe(layer.name) for layer in LAYERS}
+
+    faults = asyncio.run(tried())
+    working = [name for name, fault in faults.items() if not fault]
+    found = f"{', '.join(working)} work" if working else "no layer works: no program can be judged"
+    missing = "; ".join(f"{name}: {fault}" for name, fault in faults.items() if fault)
+    return f"{found} ({missing})" if missing else found
 
 
 def topology() -> str:

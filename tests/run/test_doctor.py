@@ -98,3 +98,16 @@ def test_no_compiler_is_no_fault_but_a_broken_one_is(monkeypatch):
     monkeypatch.setattr(doctor, "_TOPOLOGY", "v5e:nonsense")
     with pytest.raises(UserError, match="libtpu does not give v5e:nonsense"):
         doctor.topology()
+
+
+def test_sandbox_layers_are_told_with_what_they_lack(monkeypatch):
+    faults = {"bubblewrap": "bwrap is not on the PATH", "namespaces": "", "landlock": ""}
+
+    async def probe(layer):
+        return faults[layer]
+
+    monkeypatch.setattr(doctor, "probe", probe)
+    expected = "namespaces, landlock work (bubblewrap: bwrap is not on the PATH)"
+    assert doctor.sandbox() == expected
+    faults.update(namespaces="refused", landlock="refused")
+    assert doctor.sandbox().startswith("no layer works")
