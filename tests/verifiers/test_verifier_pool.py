@@ -326,7 +326,9 @@ def test_closing_a_busy_pool_frees_who_waits():
 def test_ctrl_c_ends_a_batch_and_its_workers(tmp_path):
     """A symbolic comparison that hangs; the interrupt must not leave its worker behind."""
     code = f"""
-        import os, sys
+        import os, signal, sys
+        # A shell's background job starts with the signal ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         from cosr_jax.config import VerifierConfig
         from cosr_jax.types import Completion, Task
         from cosr_jax.verifiers.dispatch import Workers
@@ -357,7 +359,10 @@ def test_ctrl_c_ends_a_batch_and_its_workers(tmp_path):
             assert process.poll() is None, process.stderr.read().decode()
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) != 0
+        try:
+            assert process.wait(timeout=30) != 0
+        finally:
+            process.kill()
         assert b"KeyboardInterrupt" in process.stderr.read()
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()[:-1]), 0)
