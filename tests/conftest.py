@@ -1,6 +1,7 @@
 """Test-wide settings: eight simulated CPU devices, strict promotion, no network, no deadlines."""
 
 import os
+import signal
 
 import hypothesis
 
@@ -9,6 +10,10 @@ os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
+
+# A shell's background job, and every process that it starts, ignores interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says more about the machine than about the code.
 hypothesis.settings.register_profile(

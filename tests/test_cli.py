@@ -225,8 +225,6 @@ def test_an_interrupt_of_the_real_process_exits_with_130():
     code = (
         "import os, signal, sys, types, cosr_jax.run\n"
         "from cosr_jax.main import main\n"
-        # A shell's background job, and so a suite that runs as one, starts with the signal ignored.
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "cosr_jax.run.plan = plan = types.ModuleType('plan')\n"
         "plan.plan = lambda *a: os.kill(os.getpid(), signal.SIGINT)\n"
         f"sys.exit(main(['plan', {QUICKSTART!r}]))\n"
