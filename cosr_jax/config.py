@@ -91,8 +91,91 @@ class TasksConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CuratorLlmConfig:
+    """The language-model curator: which models, how patient, at what price, how far believed."""
+
+    endpoints: tuple[str, ...] = setting(
+        (),
+        "OpenAI-compatible servers, as 'NAME URL option=value ...'; options: model (default: "
+        "NAME), key (the environment variable that holds the API key), input and output (dollars "
+        "per million tokens), context (tokens), sampling (extended: top_k and min_p are sent too; "
+        "or plain)",
+    )
+    roles: tuple[str, ...] = setting(
+        (),
+        "which endpoints answer for a role, in order of preference, as role=name,name; roles: "
+        "analyst, planner, author, checker; a role not named may use every endpoint, in order",
+    )
+    mode: str = setting(
+        "live",
+        "live: always ask; cache: reuse good answers from folder; record: keep every outcome in "
+        "folder; replay: answer from folder alone, without a server",
+        choices=("live", "cache", "record", "replay"),
+    )
+    folder: str = setting("", "where answers are kept; needed unless mode is live")
+    deadline_s: float = setting(
+        600.0, "longest time for one question, with queueing, retries and waiting", above=0.0
+    )
+    timeout_s: float = setting(300.0, "longest time for one HTTP request", above=0.0)
+    max_attempts: int = setting(
+        5, "HTTP requests to one endpoint for one question, at most", low=1, high=100
+    )
+    max_reasks: int = setting(
+        2, "times a model is asked again with the errors of its answer", low=0, high=10
+    )
+    concurrency: int = setting(8, "HTTP requests at once, over all endpoints", low=1, high=1024)
+    breaker_failures: int = setting(
+        5, "failures in a row after which an endpoint is left alone", low=1
+    )
+    breaker_cooldown_s: float = setting(
+        60.0, "time after which one request tests an endpoint left alone", above=0.0
+    )
+    calls_per_run: int = setting(0, "HTTP requests in a run; 0: no limit", low=0)
+    calls_per_round: int = setting(0, "HTTP requests in a round; 0: no limit", low=0)
+    tokens_per_run: int = setting(0, "tokens in and out in a run; 0: no limit", low=0)
+    tokens_per_round: int = setting(0, "tokens in and out in a round; 0: no limit", low=0)
+    dollars_per_run: float = setting(0.0, "money in a run; 0: no limit", low=0.0)
+    dollars_per_round: float = setting(0.0, "money in a round; 0: no limit", low=0.0)
+    prompt_tokens: int = setting(
+        12_000, "longest prompt; examples are left out until it fits", low=4_000
+    )
+    temperature: float = setting(1.0, "sampling temperature", low=0.0, high=2.0)
+    top_p: float = setting(1.0, "nucleus; 1 is off", above=0.0, high=1.0)
+    claims: int = setting(8, "weaknesses that an analysis may name", low=1, high=50)
+    audit_samples: int = setting(
+        24, "fresh answers on which each claimed weakness is tested", low=4, high=10_000
+    )
+    audit_alpha: float = setting(
+        0.05, "chance of believing any untrue claim of a round", above=0.0, high=0.5
+    )
+    prior_weight: float = setting(
+        1.0,
+        "rounds' worth of trust in the planner's proposal against measured gains; 0: none",
+        low=0.0,
+        high=10.0,
+    )
+    learning_rate_low: float = setting(
+        0.5, "least scale of the learning rate that a plan may order", above=0.0, high=1.0
+    )
+    learning_rate_high: float = setting(
+        1.5, "largest scale of the learning rate that a plan may order", low=1.0, high=10.0
+    )
+    tasks_per_round: int = setting(12, "tasks that the author is asked for", low=1, high=50)
+    tasks_share: float = setting(
+        0.5, "share of prompts from authored tasks in a round that has some", low=0.0, high=1.0
+    )
+    task_samples: int = setting(
+        8, "answers of the student's to an authored task, to measure its difficulty", low=2
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class CuratorConfig:
-    kind: str = setting("procedural", "who plans the rounds", choices=("procedural",))
+    kind: str = setting(
+        "procedural",
+        "who plans the rounds: measured rates alone, or a language model's audited advice",
+        choices=("procedural", "llm"),
+    )
     focus: tuple[str, ...] = setting(
         (), "cells to bring to mastery, e.g. addition/2; empty: every cell of the source"
     )
@@ -117,6 +200,10 @@ class CuratorConfig:
     diagnosis_samples: int = setting(
         4, "tasks per cell sampled before the first plan and for unseen cells", low=1
     )
+    max_failures: int = setting(
+        256, "latest failed training samples that the curator is shown; 0: none", low=0
+    )
+    llm: CuratorLlmConfig = dataclasses.field(default_factory=CuratorLlmConfig)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,13 +54,22 @@ def render() -> str:
     sections = [f for f in dataclasses.fields(RunConfig) if not f.metadata]
     parts = [INTRO, _table("config", defaults, top)]
     for field in sections:
-        section = getattr(defaults, field.name)
-        doc = type(section).__doc__ or ""
-        parts.append(f"## {field.name}\n")
-        if not doc.startswith(f"{type(section).__name__}("):  # not the one that dataclass makes up
-            parts.append(f"{doc}\n")
-        parts.append(_table(f"config.{field.name}", section, list(dataclasses.fields(section))))
+        parts += _section(field.name, getattr(defaults, field.name))
     return "\n".join(parts)
+
+
+def _section(name: str, section: Any) -> list[str]:
+    """A section's page parts, then those of the sections within it."""
+    doc = type(section).__doc__ or ""
+    parts = [f"## {name}\n"]
+    if not doc.startswith(f"{type(section).__name__}("):  # not the one that dataclass makes up
+        parts.append(f"{doc}\n")
+    fields = dataclasses.fields(section)
+    parts.append(_table(f"config.{name}", section, [f for f in fields if f.metadata]))
+    for inner in fields:
+        if not inner.metadata:
+            parts += _section(f"{name}.{inner.name}", getattr(section, inner.name))
+    return parts
 
 
 def _table(prefix: str, section: Any, fields: list[dataclasses.Field[Any]]) -> str:

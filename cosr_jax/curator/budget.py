@@ -12,8 +12,8 @@ import enum
 from collections.abc import Mapping
 from typing import Any
 
+from cosr_jax.config import CuratorLlmConfig
 from cosr_jax.curator.calls import Charge
-from cosr_jax.curator.llm_config import CuratorLlmConfig
 
 
 class Room(enum.Enum):

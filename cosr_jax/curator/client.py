@@ -16,11 +16,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
+from cosr_jax.config import CuratorLlmConfig
 from cosr_jax.curator.breaker import Breaker
 from cosr_jax.curator.budget import Budget
 from cosr_jax.curator.calls import CallError, Question, Reply, Request
 from cosr_jax.curator.endpoints import Abilities, parse_endpoints, parse_roles
-from cosr_jax.curator.llm_config import CuratorLlmConfig
 from cosr_jax.curator.recordings import Archive
 from cosr_jax.curator.session import Session
 from cosr_jax.curator.tally import Tally

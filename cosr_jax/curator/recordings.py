@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cosr_jax.config import CuratorLlmConfig
 from cosr_jax.curator.calls import CallError, Complaint, Reply, Request
-from cosr_jax.curator.llm_config import CuratorLlmConfig
 from cosr_jax.types import UserError
 
 _log = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from cosr_jax.config import CuratorLlmConfig
 from cosr_jax.curator.calls import CallError, Complaint, Message, Question, Reply, Request
 from cosr_jax.curator.client import Client
-from cosr_jax.curator.llm_config import CuratorLlmConfig
 
 REQUEST = Request(
     "analyst", (Message("system", "Diagnose."), Message("user", "{}")), {"type": "object"}

@@ -17,9 +17,9 @@ import openai_server as server_acts
 from client_fixtures import REQUEST, SkippingClock, make_client, must_be_long, outcome
 from openai_server import OpenAiServer, after, answer, error, refused_url
 
+from cosr_jax.config import CuratorLlmConfig
 from cosr_jax.curator.calls import CallError, Charge, Message, Question, Reply, Request
 from cosr_jax.curator.client import Client
-from cosr_jax.curator.llm_config import CuratorLlmConfig
 from cosr_jax.types import UserError
 
 GOOD = '{"weaknesses": []}'

@@ -13,9 +13,9 @@ import openai_server as server_acts
 from client_fixtures import REQUEST, SkippingClock, make_client, must_be_long, outcome
 from openai_server import OpenAiServer, answer, completion, error, reply, reply_json
 
+from cosr_jax.config import CuratorLlmConfig
 from cosr_jax.curator.calls import KINDS, CallError, Question, Reply
 from cosr_jax.curator.client import Client
-from cosr_jax.curator.llm_config import CuratorLlmConfig
 from cosr_jax.curator.wire import MAX_BODY_BYTES
 
 GOOD = '{"weaknesses": []}'

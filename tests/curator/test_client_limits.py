@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from cosr_jax.config import CuratorLlmConfig
 from cosr_jax.curator.backoff import backoff_s, retry_after_s
 from cosr_jax.curator.breaker import Breaker, Permit
 from cosr_jax.curator.budget import Budget, Room
 from cosr_jax.curator.calls import Charge, Message, Request, estimate_tokens
 from cosr_jax.curator.endpoints import Endpoint, parse_endpoints, parse_roles
-from cosr_jax.curator.llm_config import CuratorLlmConfig
 from cosr_jax.types import UserError
 
 NOW = datetime(2026, 11, 21, 8, 0, tzinfo=UTC)
