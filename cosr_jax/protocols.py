@@ -5,27 +5,89 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from cosr_jax.types import Completion, Diagnosis, Plan, SamplingParams, Task, Verdict
+from cosr_jax.types import (
+    AdmissionResult,
+    Completion,
+    Diagnosis,
+    Plan,
+    RolloutGroup,
+    SamplingParams,
+    Task,
+    Verdict,
+)
+
+
+class Lab(Protocol):
+    """Where a curator checks what it believes: fresh tasks, the student as it is, the verifiers.
+
+    Nothing of it shows the curator a held-out task, or trains.
+    """
+
+    def draw(self, cell: str, count: int) -> list[Task]:
+        """Distinct fresh training tasks of a cell; fewer where it holds fewer."""
+        ...
+
+    def sample(self, tasks: Sequence[Task], num_generations: int) -> list[RolloutGroup]:
+        """The student's answers to each task, judged."""
+        ...
+
+    def judge(self, cases: Sequence[tuple[Task, Completion]]) -> list[Verdict]:
+        """One verdict for each case, in order."""
+        ...
+
+    def admit(self, tasks: Sequence[Task]) -> AdmissionResult:
+        """Sorts authored tasks into those fit for training and those refused, by reason."""
+        ...
 
 
 class Curator(Protocol):
-    """Decides what the student practises next, from measurements alone."""
+    """Decides what the student practises next, from measurements alone.
 
-    def plan(self, diagnosis: Diagnosis) -> Plan:
+    A class that inherits from this has to write ``plan`` alone; the others then remember nothing.
+    """
+
+    def wanted_diagnosis(self) -> tuple[str, ...]:
+        """Cells to be sampled before ``plan``, so that its diagnosis has evidence of them."""
+        return ()
+
+    def plan(self, diagnosis: Diagnosis, lab: Lab) -> Plan:
         """Plans the next round."""
         ...
 
     def observe_gain(self, plan: Plan, gain: float) -> None:
         """Tells the measured change of validation accuracy that followed ``plan``."""
-        ...
+        return None
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """The estimated pass rate of each cell that was measured, for a picture."""
+        return {}
+
+    @property
+    def decisions(self) -> list[dict[str, Any]]:
+        """One {"round", "strategy", "context", "reason", "gain"} per plan, for the report."""
+        return []
+
+    @property
+    def chains(self) -> list[dict[str, Any]]:
+        """How failures led to tasks, one JSON-serialisable record per plan, for the report."""
+        return []
+
+    def figures(self) -> Mapping[str, float]:
+        """Counts since the run began, by TensorBoard name, e.g. "curator/llm/attempts"."""
+        return {}
+
+    def take_records(self) -> list[dict[str, Any]]:
+        """What happened since the last call, as JSON-serialisable records for the log."""
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on identically, as JSON-serialisable values."""
-        ...
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores ``state_dict``'s values."""
-        ...
+        return None
 
 
 class TaskSource(Protocol):

@@ -10,6 +10,9 @@ from typing import Any, Literal
 
 NUM_LEVELS = 5
 
+#: ``Task.source`` of tasks that a curator wrote.
+AUTHORED = "curator"
+
 #: Exclusive failure categories of a verdict; "" is a pass.  Fixed by the verifier protocol.
 CATEGORIES = (
     "no_code",
@@ -267,6 +270,34 @@ class CellEvidence:
 
 
 @dataclasses.dataclass(frozen=True)
+class FailedSample:
+    """One wrong answer to a training task.  The text is the student's: data, never instructions."""
+
+    task: Task
+    text: str
+    verdict: Verdict  # a FAIL; its ``seconds`` are 0, so that equal runs keep equal records
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-serialisable values; ``from_dict`` is the inverse."""
+        verdict = {**dataclasses.asdict(self.verdict), "outcome": self.verdict.outcome.value}
+        return {"task": self.task.to_dict(), "text": self.text, "verdict": verdict}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FailedSample:
+        """Rebuilds a sample from ``to_dict`` after a trip through JSON."""
+        verdict = {**values["verdict"], "outcome": Outcome(values["verdict"]["outcome"])}
+        return cls(Task.from_dict(values["task"]), values["text"], Verdict(**verdict))
+
+
+@dataclasses.dataclass(frozen=True)
+class AdmissionResult:
+    """The admitted tasks, in the order given, and how many were refused for which reason."""
+
+    tasks: tuple[Task, ...]
+    refused: Mapping[str, int]  # count by reason
+
+
+@dataclasses.dataclass(frozen=True)
 class Diagnosis:
     """What the curator may know before it plans a round: training evidence, never probe content."""
 
@@ -274,6 +305,7 @@ class Diagnosis:
     evidence: tuple[CellEvidence, ...]  # judged since the previous plan
     probe_score: float | None  # validation accuracy in [0, 1]; None before the first measurement
     best_score: float | None
+    failures: tuple[FailedSample, ...] = ()  # the latest failed training samples, oldest first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,6 +320,8 @@ class Plan:
     learning_rate_scale: float
     context: str  # the bandit's context, e.g. "format:low mastery:low"
     reason: str  # the measurements that led here, in words
+    authored: tuple[Task, ...] = ()  # tasks written for this round, drawn beside the mixture
+    authored_share: float = 0.0  # share of prompts drawn from them, in [0, 1]
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-serialisable values; ``from_dict`` is the inverse."""
@@ -297,4 +331,5 @@ class Plan:
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """Rebuilds a plan from ``to_dict`` after a trip through JSON."""
         mixture = tuple((cell, float(weight)) for cell, weight in values["mixture"])
-        return cls(**{**values, "mixture": mixture})
+        authored = tuple(Task.from_dict(task) for task in values.get("authored", ()))
+        return cls(**{**values, "mixture": mixture, "authored": authored})

@@ -25,31 +25,51 @@ BanditState = Mapping[str, Mapping[str, Arm]]
 
 
 def bounds(
-    state: BanditState, context: str, eligible: Sequence[str], exploration: float
+    state: BanditState,
+    context: str,
+    eligible: Sequence[str],
+    exploration: float,
+    prior: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Upper confidence bound of each eligible arm; infinite for one that was never pulled."""
+    """Upper confidence bound of each eligible arm; infinite for one that was never pulled.
+
+    ``prior`` counts for an arm's value like so many pulls of reward 1, and not as exploration:
+    however often it is given, measured rewards outweigh it after as many pulls.
+    """
+    prior = prior or {}
     arms = state.get(context, {})
     pulls = sum(arm.pulls for arm in arms.values())  # t: all pulls in the context
-    return {
-        name: arms[name].value + exploration * math.sqrt(math.log(pulls) / arms[name].pulls)
-        if name in arms
-        else math.inf
-        for name in eligible
-    }
+
+    def bound(name: str) -> float:
+        if name not in arms:
+            return math.inf
+        arm, trust = arms[name], prior.get(name, 0.0)
+        value = (arm.value * arm.pulls + trust) / (arm.pulls + trust)
+        return value + exploration * math.sqrt(math.log(pulls) / arm.pulls)
+
+    return {name: bound(name) for name in eligible}
 
 
-def select(state: BanditState, context: str, eligible: Sequence[str], exploration: float) -> str:
+def select(
+    state: BanditState,
+    context: str,
+    eligible: Sequence[str],
+    exploration: float,
+    prior: Mapping[str, float] | None = None,
+) -> str:
     """argmax_s Q(s, c) + exploration * sqrt(ln t / N(s, c)) over ``eligible``.
 
-    Arms never pulled in the context come first; ties go to the earlier one in ``eligible``.
+    Arms never pulled in the context come first; ties go to the arm with the larger ``prior`` (see
+    ``bounds``), then to the earlier one in ``eligible``.
 
     Raises:
       ValueError: no arm is eligible.
     """
     if not eligible:
         raise ValueError(f"no arm is eligible in context {context!r}")
-    ucb = bounds(state, context, eligible, exploration)
-    return max(eligible, key=ucb.__getitem__)
+    prior = prior or {}
+    ucb = bounds(state, context, eligible, exploration, prior)
+    return max(eligible, key=lambda name: (ucb[name], prior.get(name, 0.0)))
 
 
 def update(state: BanditState, context: str, arm: str, reward: float) -> BanditState:

@@ -10,6 +10,7 @@ from cosr_jax.config import CuratorConfig
 from cosr_jax.curator import bandit, strategies
 from cosr_jax.curator.curriculum import nearest_the_zone
 from cosr_jax.curator.mastery import CellMastery
+from cosr_jax.protocols import Curator, Lab
 from cosr_jax.types import CellEvidence, Diagnosis, Plan, UserError
 
 #: Change of validation accuracy over one round that counts as reward 1 (its negative as 0).
@@ -23,7 +24,19 @@ def reward_of_gain(gain: float) -> float:
     return min(max(0.5 + 0.5 * gain / _FULL_GAIN, 0.0), 1.0)
 
 
-class ProceduralCurator:
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What may be done in a round."""
+
+    context: str  # the bandit's
+    proposals: Mapping[str, strategies.Proposal]  # by strategy, in the bandit's order
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.proposals)
+
+
+class ProceduralCurator(Curator):
     """Plans from measured rates alone; see ``protocols.Curator``.
 
     The same sequence of calls gives the same plans, also across ``state_dict``.
@@ -73,9 +86,24 @@ class ProceduralCurator:
         self._decisions: list[dict[str, Any]] = []
 
     @property
+    def cells(self) -> tuple[str, ...]:
+        """The whole grid."""
+        return self._cells
+
+    @property
+    def skills(self) -> tuple[str, ...]:
+        """The grid's skills, in its order."""
+        return tuple(dict.fromkeys(cell.rpartition("/")[0] for cell in self._cells))
+
+    @property
     def masteries(self) -> Mapping[str, CellMastery]:
         """The current estimate of every cell, e.g. for a heat map."""
         return dict(self._masteries)
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Mean estimated pass rate of the cells that were measured."""
+        return {c: m.pass_rate.mean for c, m in self._masteries.items() if m.samples > 0}
 
     @property
     def decisions(self) -> list[dict[str, Any]]:
@@ -106,30 +134,47 @@ class ProceduralCurator:
             if cell not in trained and self._masteries[cell].samples < self._group_size
         )
 
-    def plan(self, diagnosis: Diagnosis) -> Plan:
-        """Takes in the evidence and orders the next round.
+    def plan(self, diagnosis: Diagnosis, lab: Lab | None = None) -> Plan:
+        """Takes in the evidence and orders the next round; the lab is not needed.
 
         Raises:
           ValueError: evidence of an unknown cell, or impossible counts.
         """
-        self._observe(diagnosis)
+        self.observe(diagnosis)
+        options = self.options()
+        name = self.select(options, options.names)
+        return self.commit(diagnosis, self.order(diagnosis, options, name))
+
+    def options(self) -> Options:
+        """What the measurements allow now."""
         view = self._view()
         where = strategies.context(view)
         arm = self._bandit.get(where, {}).get("format_drill")
         drill_pays = arm is None or arm.value > reward_of_gain(0.0)
-        proposals = {
-            proposal.strategy: proposal
-            for proposal in strategies.propose(dataclasses.replace(view, drill_pays=drill_pays))
-        }
-        chosen = proposals[
-            bandit.select(self._bandit, where, tuple(proposals), self._config.exploration)
-        ]
+        proposals = strategies.propose(dataclasses.replace(view, drill_pays=drill_pays))
+        return Options(where, {proposal.strategy: proposal for proposal in proposals})
+
+    def select(
+        self, options: Options, names: Sequence[str], prior: Mapping[str, float] | None = None
+    ) -> str:
+        """The one of ``names`` that measured gains speak for; ``prior`` as in ``bandit.bounds``."""
+        return bandit.select(self._bandit, options.context, names, self._config.exploration, prior)
+
+    def bounds(
+        self, options: Options, names: Sequence[str], prior: Mapping[str, float] | None = None
+    ) -> str:
+        """The bounds behind ``select``, for a reason; "" where there was no choice."""
+        if len(names) < 2:
+            return ""
+        factor = self._config.exploration
+        bounds = bandit.bounds(self._bandit, options.context, names, factor, prior)
+        return "; bounds: " + ", ".join(f"{name} {ucb:.2f}" for name, ucb in bounds.items())
+
+    def order(self, diagnosis: Diagnosis, options: Options, name: str) -> Plan:
+        """The plan that carries out one of the options."""
+        chosen = options.proposals[name]
         scale, caution = _learning_rate_scale(diagnosis)
-        reason = chosen.reason + caution
-        if len(proposals) > 1:
-            bounds = bandit.bounds(self._bandit, where, tuple(proposals), self._config.exploration)
-            reason += "; bounds: " + ", ".join(f"{name} {ucb:.2f}" for name, ucb in bounds.items())
-        plan = Plan(
+        return Plan(
             strategy=chosen.strategy,
             algorithm=chosen.algorithm,
             mixture=chosen.mixture,
@@ -137,9 +182,12 @@ class ProceduralCurator:
             # Nothing can be reviewed before the first round.
             replay_fraction=chosen.replay_fraction if self._last_plan else 0.0,
             learning_rate_scale=scale,
-            context=where,
-            reason=reason,
+            context=options.context,
+            reason=chosen.reason + caution + self.bounds(options, options.names),
         )
+
+    def commit(self, diagnosis: Diagnosis, plan: Plan) -> Plan:
+        """Takes ``plan`` as the round's, whoever made it; its gain is due next."""
         self._last_plan = plan
         for cell, _ in plan.mixture:
             self._peaks.setdefault(cell, 0.0)
@@ -196,7 +244,12 @@ class ProceduralCurator:
         self._last_plan = None if plan is None else Plan.from_dict(plan)
         self._decisions = [dict(decision) for decision in state["decisions"]]
 
-    def _observe(self, diagnosis: Diagnosis) -> None:
+    def observe(self, diagnosis: Diagnosis) -> None:
+        """Takes in the evidence of a round; the first part of ``plan``.
+
+        Raises:
+          ValueError: evidence of an unknown cell, or impossible counts.
+        """
         for evidence in diagnosis.evidence:
             if evidence.cell not in self._masteries:
                 raise ValueError(f"evidence of {evidence.cell!r}, which is not in the grid")
@@ -233,6 +286,10 @@ class ProceduralCurator:
                 if near is not None:
                     wanted.add(near)
         return tuple(cell for cell in self._cells if cell in wanted)
+
+    def informative_share(self, cell: str) -> float:
+        """Expected share of groups of a cell from which GRPO can learn, in [0, 1]."""
+        return self._view().share(cell)
 
     def _view(self) -> strategies.View:
         return strategies.View(

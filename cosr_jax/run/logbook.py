@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from cosr_jax.config import RunConfig, to_dict
-from cosr_jax.curator.mastery import CellMastery
-from cosr_jax.run.metrics import MetricsHistory, MetricsWriter, SampleLog, sample_rows
+from cosr_jax.protocols import Curator
+from cosr_jax.run.metrics import JsonLinesLog, MetricsHistory, MetricsWriter, SampleLog, sample_rows
 from cosr_jax.run.report import RunReport
 from cosr_jax.run.state import LoopState
 from cosr_jax.run.workdir import Workdir
@@ -34,6 +34,7 @@ class Logbook:
         self._config = config
         self._history = MetricsHistory(files.path / "metrics.jsonl", rows.get("metrics", 0))
         self._samples = SampleLog(files.samples / "train.jsonl", rows.get("samples", 0))
+        self._calls = JsonLinesLog(files.samples / "curator.jsonl", rows.get("curator", 0))
         self._board = MetricsWriter(files.tensorboard, step)
         self._board.hparams(to_dict(config), ["eval/validation"])
         self._plan = ""
@@ -42,20 +43,25 @@ class Logbook:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for log in (self._history, self._samples, self._board):
+        for log in (self._history, self._samples, self._calls, self._board):
             log.close()
 
     def sync(self) -> dict[str, int]:
         """Brings everything to the disk; what to keep of it when a run resumes from here."""
         self._board.flush()
-        return {"metrics": self._history.sync(), "samples": self._samples.sync()}
+        return {
+            "metrics": self._history.sync(),
+            "samples": self._samples.sync(),
+            "curator": self._calls.sync(),
+        }
 
-    def plan(self, state: LoopState, plan: Plan, masteries: Mapping[str, CellMastery]) -> None:
+    def plan(self, state: LoopState, plan: Plan, curator: Curator) -> None:
         """Notes the curator's decision and its picture of the student."""
         self._plan = f"{plan.strategy} ({plan.algorithm}): {plan.reason}"
         self._board.text_samples(state.step, [], self._plan)
-        seen = {cell: mastery for cell, mastery in masteries.items() if mastery.samples > 0}
-        rates = {cell: mastery.pass_rate.mean for cell, mastery in seen.items()}
+        for record in curator.take_records():
+            self._calls.append({"step": state.step, "round": state.round + 1, **record})
+        rates = curator.rates
         if rates:
             self._board.mastery_heatmap(state.step, rates)
         self._write(
@@ -64,8 +70,10 @@ class Logbook:
                 "curriculum/replay_fraction": plan.replay_fraction,
                 "curriculum/learning_rate_scale": plan.learning_rate_scale,
                 "curriculum/num_cells": len(plan.mixture),
+                "curriculum/num_authored": len(plan.authored),
             }
-            | {f"curriculum/mastery/{cell}": rate for cell, rate in rates.items()},
+            | {f"curriculum/mastery/{cell}": rate for cell, rate in rates.items()}
+            | curator.figures(),
         )
 
     def step(

@@ -27,12 +27,28 @@ from cosr_jax.config import RunConfig, config_hash
 from cosr_jax.run import convergence
 from cosr_jax.run.checkpoint import CheckpointStore
 from cosr_jax.run.evaluation import ProbeResult, measure
+from cosr_jax.run.laboratory import Laboratory
 from cosr_jax.run.logbook import Logbook
-from cosr_jax.run.practice import count_evidence, derive_seed, draw_tasks, sample_groups
+from cosr_jax.run.practice import (
+    count_evidence,
+    derive_seed,
+    draw_tasks,
+    failed_samples,
+    sample_groups,
+)
 from cosr_jax.run.progress import Progress
 from cosr_jax.run.report import RunReport, render_terminal, write_report
 from cosr_jax.run.reporting import training_report
-from cosr_jax.run.rooms import Rooms, School, copy_state, learning_rate, open_rooms, open_school
+from cosr_jax.run.rooms import (
+    CuratorMaker,
+    Rooms,
+    School,
+    copy_state,
+    learning_rate,
+    make_curator,
+    open_rooms,
+    open_school,
+)
 from cosr_jax.run.signals import StopRequest
 from cosr_jax.run.state import LoopState, RoundTally
 from cosr_jax.run.statistics import standard_error
@@ -55,6 +71,7 @@ def train(
     workdir: Path,
     allow_config_change: bool = False,
     arguments: tuple[str, ...] = (),
+    make_curator: CuratorMaker = make_curator,
 ) -> RunReport | signal.Signals:
     """Trains until convergence, or goes on where an earlier call on ``workdir`` was stopped.
 
@@ -63,6 +80,7 @@ def train(
       workdir: the run's folder; made if absent.
       allow_config_change: resume although settings differ from the saved ones.
       arguments: of the command line, for the report's next commands.
+      make_curator: (config, cells of the task source) -> who plans the rounds.
 
     Returns:
       The report, which is also in the workdir; or the signal that asked to stop before the end.
@@ -76,7 +94,7 @@ def train(
         progress = stack.enter_context(Progress())
         progress.phase(f"loading the student {config.student.source}")
         rooms = stack.enter_context(open_rooms(config))
-        school = open_school(config, rooms)
+        school = open_school(config, rooms, make_curator)
         store = stack.enter_context(CheckpointStore(files.checkpoints, config.checkpoint.keep))
         run = Run(config, files, rooms, school, store, progress)
         stack.enter_context(run.logbook)
@@ -159,18 +177,37 @@ class Run:
             self.progress.phase(f"diagnosing {', '.join(wanted)}")
             evidence += self.diagnose(wanted)
         best = state.convergence.best
-        plan = curator.plan(
-            Diagnosis(
-                round=state.round + 1,
-                evidence=tuple(evidence),
-                probe_score=state.score,
-                best_score=None if best is None else best.score,
-            )
+        diagnosis = Diagnosis(
+            round=state.round + 1,
+            evidence=tuple(evidence),
+            probe_score=state.score,
+            best_score=None if best is None else best.score,
+            failures=tuple(state.failures),
         )
-        state.evidence = []
+        lab = self.laboratory()
+        plan = curator.plan(diagnosis, lab)
+        unseen = [task.prompt for task in plan.authored if task.task_id not in lab.admitted]
+        if unseen:
+            raise ValueError(f"the plan has tasks that the lab did not admit: {unseen[0]!r}")
+        state.evidence, state.failures = [], []
         self.progress.phase(f"round {state.round + 1}: {plan.strategy}, because {plan.reason}")
-        self.logbook.plan(state, plan, curator.masteries)
+        self.logbook.plan(state, plan, curator)
         return plan
+
+    def laboratory(self) -> Laboratory:
+        """Where the curator checks, before the coming round, what it believes."""
+        config, school = self.config, self.school
+        return Laboratory(
+            config.seed,
+            self.state.round + 1,
+            school.source,
+            school.admission,
+            school.replay.tasks(),
+            lambda tasks, count, seed: self.sample(tasks, seed, count),
+            self.watch,
+            self.rooms.chat,
+            config.rollout.max_prompt_tokens,
+        )
 
     def diagnose(self, cells: tuple[str, ...]) -> list[CellEvidence]:
         """Answers a few fresh training tasks of each cell."""
@@ -186,7 +223,13 @@ class Run:
         tally = RoundTally()
         tally.count(groups)
         self.check_verifier(tally.by_domain, "samples for the diagnosis")
+        self.keep_failures(groups)
         return count_evidence(groups, config.verifier.accept)
+
+    def keep_failures(self, groups: list[RolloutGroup]) -> None:
+        """Notes the latest wrong answers, for the curator."""
+        latest = [*self.state.failures, *failed_samples(groups)]
+        self.state.failures = latest[max(0, len(latest) - self.config.curator.max_failures) :]
 
     def take_step(self, plan: Plan) -> None:
         """One batch and its optimizer step(s), logged."""
@@ -223,6 +266,7 @@ class Run:
         groups = self.sample(tasks, seed)
         school.replay.add(tasks)
         state.tally.count(groups)
+        self.keep_failures(groups)
         state.evidence = merge_evidence(
             [*state.evidence, *count_evidence(groups, config.verifier.accept)]
         )
@@ -384,12 +428,12 @@ class Run:
         self.state.generated_tokens += result.generated_tokens
         return result
 
-    def sample(self, tasks: list[Task], seed: int) -> list[RolloutGroup]:
-        """A judged group of samples of each task."""
+    def sample(self, tasks: list[Task], seed: int, count: int | None = None) -> list[RolloutGroup]:
+        """A judged group of ``count`` samples of each task; as many as in practice if None."""
         rooms = self.rooms
         groups = sample_groups(
             tasks,
-            self.config.rollout.num_generations,
+            count or self.config.rollout.num_generations,
             self.school.sampling,
             rooms.engine,
             rooms.chat,

@@ -1,9 +1,9 @@
 """What a run leaves behind while it runs: TensorBoard events, metrics.jsonl and samples/.
 
-Namespaces are train/ reward/ completions/ curriculum/ verifier/ eval/ perf/; leaf names are those
-of TRL's GRPOTrainer where the meaning is the same (frac_reward_zero_std, clipped_ratio,
-clip_ratio/*, kl, entropy).  Only perf/ and verifier/pool/ may hold what the machine measured, so
-that everything else can be compared bit for bit between runs.
+Namespaces are train/ reward/ completions/ curriculum/ curator/ verifier/ eval/ perf/; leaf names
+are those of TRL's GRPOTrainer where the meaning is the same (frac_reward_zero_std, clipped_ratio,
+clip_ratio/*, kl, entropy).  Only perf/ and verifier/pool/ may hold what the machine measured (and
+curator/llm/, while a live model answers), so that everything else can be compared bit for bit between runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from cosr_jax.run import figures
 from cosr_jax.types import Outcome, RolloutGroup, UserError
 
-NAMESPACES = ("train", "reward", "completions", "curriculum", "verifier", "eval", "perf")
+NAMESPACES = ("train", "reward", "completions", "curriculum", "curator", "verifier", "eval", "perf")
 
 #: The custom-scalars page: {category: {chart: (kind, regular expressions of tags)}}.
 OVERVIEW = {
@@ -283,7 +283,7 @@ class SampleLog(JsonLinesLog):
 
 
 def _as_json(value: Any) -> Any:
-    if value is None or isinstance(value, (bool, int, str, dict)):
+    if value is None or isinstance(value, (bool, int, str, dict, list)):
         return value
     number = float(value)  # also NumPy and JAX scalars
     return number if math.isfinite(number) else None

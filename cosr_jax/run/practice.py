@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
 
@@ -11,7 +12,9 @@ from cosr_jax.protocols import ChatTokenizer, RolloutEngine, TaskSource, Verifie
 from cosr_jax.tasks.admission import Admission
 from cosr_jax.tasks.replay import ReplayBuffer
 from cosr_jax.types import (
+    AUTHORED,
     CellEvidence,
+    FailedSample,
     Outcome,
     Plan,
     RolloutGroup,
@@ -24,6 +27,8 @@ from cosr_jax.types import (
 #: Candidates in a row without a new admissible task after which a mixture counts as exhausted.
 #: With one task of 27 left (the smallest cell of the suite) it is overlooked in 1 % of draws.
 _PATIENCE = 128
+#: Characters of a failed sample that are kept for the curator.
+_MOST_TEXT = 8_000
 
 
 def derive_seed(*names: object) -> int:
@@ -45,13 +50,13 @@ def draw_tasks(
     seed: int,
     fits: Callable[[Task], bool] = lambda task: True,
 ) -> list[Task]:
-    """``count`` distinct training tasks: fresh ones by the plan's mixture, the rest from replay.
+    """``count`` distinct training tasks: authored, replayed, and fresh ones by the plan's mixture.
 
     Cells are drawn by systematic sampling, so that even a small batch holds each cell nearly in
     proportion to its weight.
 
     Args:
-      plan: its mixture and replay fraction.
+      plan: its mixture, replay fraction, and authored tasks, which have been admitted before.
       count: how many tasks.
       source: of fresh tasks.
       replay: past tasks.
@@ -65,6 +70,11 @@ def draw_tasks(
     rng = np.random.default_rng(seed)
     reviewed = filter(fits, replay.draw(round(plan.replay_fraction * count), rng))
     chosen = {task.key: task for task in reviewed}
+    written = [task for task in plan.authored if task.key not in chosen and fits(task)]
+    wanted = min(round(plan.authored_share * count), len(written), count - len(chosen))
+    if wanted > 0:  # a plan without authored tasks draws the same numbers as ever
+        picked = rng.permutation(len(written))[:wanted]
+        chosen |= {written[i].key: written[i] for i in picked}
     cells = [cell for cell, _ in plan.mixture]
     edges = np.cumsum([weight for _, weight in plan.mixture])
     fruitless = 0
@@ -110,12 +120,16 @@ def sample_groups(
 def count_evidence(groups: Sequence[RolloutGroup], accept: Sequence[str]) -> list[CellEvidence]:
     """Evidence by cell, in the cells' sorted order; ERROR verdicts count for nothing.
 
+    Nor do authored tasks: they are not of the kind that their cell is measured by.
+
     Args:
       groups: judged groups.
       accept: forms of final answers that count as formatted (``config.verifier.accept``).
     """
     totals: dict[str, CellEvidence] = {}
     for group in groups:
+        if group.task.source == AUTHORED:
+            continue
         judged = [v for v in group.verdicts if v.outcome is not Outcome.ERROR]
         evidence = CellEvidence(
             cell=group.task.cell,
@@ -129,6 +143,18 @@ def count_evidence(groups: Sequence[RolloutGroup], accept: Sequence[str]) -> lis
         known = totals.get(evidence.cell)
         totals[evidence.cell] = evidence if known is None else known + evidence
     return [totals[cell] for cell in sorted(totals)]
+
+
+def failed_samples(groups: Sequence[RolloutGroup]) -> list[FailedSample]:
+    """The wrong answers of ``groups``, in order, for the curator."""
+    return [
+        FailedSample(
+            group.task, completion.text[:_MOST_TEXT], dataclasses.replace(verdict, seconds=0.0)
+        )
+        for group in groups
+        for completion, verdict in zip(group.completions, group.verdicts, strict=True)
+        if verdict.outcome is Outcome.FAIL
+    ]
 
 
 def is_formatted(task: Task, verdict: Verdict, accept: Sequence[str]) -> bool:

@@ -17,6 +17,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
+from cosr_jax.run.curator_story import chain_parts, quote
 from cosr_jax.run.evaluation import ProbeResult
 from cosr_jax.run.manifest import replace_file
 from cosr_jax.run.statistics import Gain, paired_bootstrap, wilson_interval
@@ -248,6 +249,8 @@ class RunReport:
     strategies: tuple[StrategyRecord, ...] = ()
     best: Best | None = None
     solved: SolvedExample | None = None
+    chains: tuple[Mapping[str, Any], ...] = ()  # how failures led to tasks, see ``Curator.chains``
+    curator: Mapping[str, float] = dataclasses.field(default_factory=dict)  # its final figures
     commands: tuple[tuple[str, str], ...] = ()  # (what for, command), see ``next_commands``
 
     def to_json(self) -> dict[str, Any]:
@@ -268,6 +271,11 @@ class RunReport:
             "strategies": [dataclasses.asdict(record) for record in self.strategies],
             "best": best
             and {"step": best.step, "score": best.score.rate, "ci95": list(best.score.ci95)},
+            **(
+                {"curator": {"figures": dict(self.curator), "chains": list(self.chains)}}
+                if self.chains
+                else {}
+            ),
         }
 
 
@@ -320,15 +328,17 @@ def render_markdown(report: RunReport) -> str:
             "Gain is the change of validation accuracy that followed, in percentage points.",
             _table(("round", "strategy", "gain", "context", "why"), rows, right={0, 2}),
         ]
+    if report.chains:
+        parts += chain_parts(report.chains, report.curator)
     if report.solved is not None:
         s = report.solved
         is_short = s.domain == "math"
         parts += [
             f"## A failure now solved ({s.suite})",
-            f"Asked{f' (expected `{s.expected}`)' if is_short else ''}:\n\n{_quote(s.prompt)}",
-            *([] if is_short or not s.expected else [f"Tests:\n\n{_quote(s.expected)}"]),
-            f"Before:\n\n{_quote(s.before)}",
-            f"After:\n\n{_quote(s.after)}",
+            f"Asked{f' (expected `{s.expected}`)' if is_short else ''}:\n\n{quote(s.prompt)}",
+            *([] if is_short or not s.expected else [f"Tests:\n\n{quote(s.expected)}"]),
+            f"Before:\n\n{quote(s.before)}",
+            f"After:\n\n{quote(s.after)}",
         ]
     if report.commands:
         lines = [f"# {purpose}\n{command}" for purpose, command in report.commands]
@@ -472,8 +482,3 @@ def _block(text: str) -> str:
         "\n    " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line.expandtabs(4))
         for line in text.split("\n")
     )
-
-
-def _quote(text: str) -> str:
-    """An indented code block, which no text can close."""
-    return "\n".join("    " + line for line in (text.splitlines() or [""]))

@@ -84,6 +84,8 @@ def training_report(
         strategies=tuple(StrategyRecord(**decision) for decision in school.curator.decisions),
         best=Best(best.step, Proportion(round(best.score * n), n)),
         solved=next(filter(None, solved), None),
+        chains=tuple(school.curator.chains),
+        curator=school.curator.figures(),
         commands=next_commands(workdir, arguments),
     )
 

@@ -11,8 +11,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from cosr_jax.config import RunConfig, parse_cells, parse_suites
+from cosr_jax.curator.llm import LlmCurator
 from cosr_jax.curator.procedural import ProceduralCurator
-from cosr_jax.protocols import TaskSource
+from cosr_jax.protocols import Curator, TaskSource
 from cosr_jax.rollout.jax_sampler import JaxSampler
 from cosr_jax.sharding import make_mesh
 from cosr_jax.student.chat import Chat
@@ -48,13 +49,26 @@ class School:
     source: TaskSource
     admission: Admission
     replay: ReplayBuffer
-    curator: ProceduralCurator
+    curator: Curator
     validation: ProbeSet
     tests: tuple[ProbeSet, ...]
     sampling: SamplingParams
     shapes: dict[str, BatchShape]  # by algorithm
     steps: dict[str, Callable]  # by algorithm; (state, base, batch, rate) -> (state, metrics)
     logprobs: Callable  # (lora, base, batch) -> (logprobs, entropies)
+
+
+#: (config, cells of the task source) -> who plans the rounds.
+CuratorMaker = Callable[[RunConfig, tuple[str, ...]], Curator]
+
+
+def make_curator(config: RunConfig, cells: tuple[str, ...]) -> Curator:
+    """The curator that ``config.curator.kind`` names."""
+    generations, steps = config.rollout.num_generations, config.train.steps_per_round
+    procedural = ProceduralCurator(config.curator, cells, generations, steps)
+    if config.curator.kind == "llm":
+        return LlmCurator(config.curator, procedural, config.seed)
+    return procedural
 
 
 def training_mesh(config: RunConfig) -> Mesh | None:
@@ -77,7 +91,9 @@ def open_rooms(config: RunConfig) -> Iterator[Rooms]:
         yield Rooms(mesh, student, chat, engine, verifier)
 
 
-def open_school(config: RunConfig, rooms: Rooms) -> School:
+def open_school(
+    config: RunConfig, rooms: Rooms, make_curator: CuratorMaker = make_curator
+) -> School:
     """Builds tasks, probes, curator and steps.  Steps compile at their first call."""
     source = make_source(config.tasks)
     validation, tests = make_probes(config, source)
@@ -101,9 +117,7 @@ def open_school(config: RunConfig, rooms: Rooms) -> School:
         source=source,
         admission=Admission(rooms.verifier.judge, reserved),
         replay=ReplayBuffer(config.tasks.replay_capacity),
-        curator=ProceduralCurator(
-            config.curator, source.cells(), rollout.num_generations, train.steps_per_round
-        ),
+        curator=make_curator(config, source.cells()),
         validation=validation,
         tests=tests,
         sampling=SamplingParams(

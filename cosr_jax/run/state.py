@@ -8,7 +8,7 @@ from typing import Any
 
 from cosr_jax.run.convergence import ConvergenceState
 from cosr_jax.run.evaluation import ProbeResult
-from cosr_jax.types import CellEvidence, Outcome, Plan, RolloutGroup
+from cosr_jax.types import CellEvidence, FailedSample, Outcome, Plan, RolloutGroup
 
 
 @dataclasses.dataclass
@@ -64,6 +64,7 @@ class LoopState:
     algorithm: str = ""  # of the latest update; optimizer moments belong to it
     tally: RoundTally = dataclasses.field(default_factory=RoundTally)
     evidence: list[CellEvidence] = dataclasses.field(default_factory=list)  # since the last plan
+    failures: list[FailedSample] = dataclasses.field(default_factory=list)  # likewise, the latest
     convergence: ConvergenceState = dataclasses.field(default_factory=ConvergenceState)
     before: dict[str, ProbeResult] = dataclasses.field(default_factory=dict)  # by test suite
     generated_tokens: int = 0
@@ -79,7 +80,11 @@ class LoopState:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-serialisable values; ``from_dict`` is the inverse."""
-        return dataclasses.asdict(self)
+        rest = dataclasses.replace(self, failures=[])  # a verdict's outcome is no JSON value
+        return {
+            **dataclasses.asdict(rest),
+            "failures": [failure.to_dict() for failure in self.failures],
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> LoopState:
@@ -90,6 +95,7 @@ class LoopState:
                 "plan": None if values["plan"] is None else Plan.from_dict(values["plan"]),
                 "tally": RoundTally(**values["tally"]),
                 "evidence": [CellEvidence(**evidence) for evidence in values["evidence"]],
+                "failures": [FailedSample.from_dict(f) for f in values.get("failures", ())],
                 "convergence": ConvergenceState.from_dict(values["convergence"]),
                 "before": {k: ProbeResult.from_dict(v) for k, v in values["before"].items()},
             }

@@ -30,6 +30,10 @@ class ReplayBuffer:
         """The cells of the tasks held, in the order in which they first appear."""
         return tuple(dict.fromkeys(task.cell for task in self._tasks.values()))
 
+    def tasks(self) -> tuple[Task, ...]:
+        """All tasks held, oldest first."""
+        return tuple(self._tasks.values())
+
     def add(self, tasks: Iterable[Task]) -> None:
         """Takes in tasks; one that is held already counts as trained anew."""
         for task in tasks:

@@ -1,0 +1,331 @@
+"""The language-model curator: failures become audited weaknesses, and these verified tasks.
+
+Each round: an analyst makes claims about failed training samples; ``audit`` tests them on fresh
+answers; a planner proposes; the bandit decides on measured gains; an author writes tasks, which
+prove themselves before the student sees them.  Nothing that a model says is believed before that.
+
+Where the models are of no use (no endpoint, breaker open, budget spent, unusable answers) the
+procedural curator plans alone, from the same state; the decision, the log and the report say so.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cosr_jax.config import CuratorConfig
+from cosr_jax.curator.analysis import analyse
+from cosr_jax.curator.audit import Finding, audit
+from cosr_jax.curator.authoring import FEWEST, Authored, write_tasks
+from cosr_jax.curator.calls import CallError
+from cosr_jax.curator.client import Client
+from cosr_jax.curator.planner import AUTHORED_DOMAINS, FORMS, Advice, ask_for_advice, target
+from cosr_jax.curator.procedural import Options, ProceduralCurator
+from cosr_jax.curator.quoting import quoted
+from cosr_jax.protocols import Curator, Lab
+from cosr_jax.types import Diagnosis, Plan
+
+#: Characters of texts in the report's chains.
+_SHOWN = 300
+
+
+class _Alone(Exception):
+    """The models are of no use in this round, or for the rest of it.
+
+    Args:
+      reason: from a small set, for counting, e.g. "breaker_open".
+    """
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclasses.dataclass
+class _Round:
+    """How one round was planned."""
+
+    diagnosis: Diagnosis
+    lab: Lab
+    options: Options
+    findings: tuple[Finding, ...] = ()
+    advice: Advice | None = None
+    authored: Authored | None = None
+    target: Finding | None = None
+    fallback: str = ""  # why the procedural curator took over, or had to do without some advice
+
+    @property
+    def accepted(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.is_accepted)
+
+
+class LlmCurator(Curator):
+    """Plans with the help of language models; see ``protocols.Curator``.
+
+    Args:
+      config: the curator's settings; ``config.llm`` names the models.
+      procedural: keeps the estimates and the bandit, and takes over.
+      seed: of what is shown to the models.
+      client: asks the models; None: made from ``config.llm``, if that names an endpoint.
+
+    Raises:
+      UserError: ``config.llm`` contradicts itself, or a key or the ``openai`` package is missing.
+    """
+
+    def __init__(
+        self,
+        config: CuratorConfig,
+        procedural: ProceduralCurator,
+        seed: int,
+        client: Client | None = None,
+    ):
+        self._config, self._base, self._seed = config, procedural, seed
+        self._records: list[dict[str, Any]] = []
+        if client is None and config.llm.endpoints:
+            client = Client(config.llm, seed=seed, on_call=self._note_call)
+        self._client = client
+        self._counts: collections.Counter[str] = collections.Counter()
+        self._chains: list[dict[str, Any]] = []
+
+    def wanted_diagnosis(self) -> tuple[str, ...]:
+        """As the procedural curator's."""
+        return self._base.wanted_diagnosis()
+
+    def plan(self, diagnosis: Diagnosis, lab: Lab) -> Plan:
+        """Takes in the evidence, asks, checks, and orders the next round."""
+        self._base.observe(diagnosis)
+        now = _Round(diagnosis, lab, self._base.options())
+        try:
+            self._look(now)
+            plan = self._decide(now)
+        except _Alone as alone:
+            now.fallback = alone.reason
+            plan = self._alone(now)
+        if now.fallback:
+            self._counts["fallbacks"] += 1
+            self._counts[f"fallback/{now.fallback}"] += 1
+        chain = self._chain(now, plan)
+        self._chains.append(chain)
+        self._records.append({"event": "plan", **chain})
+        return self._base.commit(diagnosis, plan)
+
+    def observe_gain(self, plan: Plan, gain: float) -> None:
+        """Credits the plan's strategy, as the procedural curator does."""
+        self._base.observe_gain(plan, gain)
+        self._chains[-1]["gain"] = gain
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        """Mean estimated pass rate of the cells that were measured."""
+        return self._base.rates
+
+    @property
+    def decisions(self) -> list[dict[str, Any]]:
+        """One {"round", "strategy", "context", "reason", "gain"} per plan."""
+        return self._base.decisions
+
+    @property
+    def chains(self) -> list[dict[str, Any]]:
+        """For each plan: failures, findings, advice, authored tasks, fallback, strategy, gain."""
+        return [dict(chain) for chain in self._chains]
+
+    def figures(self) -> Mapping[str, float]:
+        """Counts of claims, tasks and fallbacks, and the client's, under curator/llm/."""
+        asked = self._client.stats() if self._client else {}
+        counts = {name: float(count) for name, count in self._counts.items()}
+        return {f"curator/llm/{name}": v for name, v in sorted({**asked, **counts}.items())}
+
+    def take_records(self) -> list[dict[str, Any]]:
+        """Calls and plans since the last time."""
+        records, self._records[:] = list(self._records), []
+        return records
+
+    def state_dict(self) -> dict[str, Any]:
+        """As in the protocol; the client's state is part of it."""
+        return {
+            "procedural": self._base.state_dict(),
+            "client": self._client.state_dict() if self._client else None,
+            "counts": dict(self._counts),
+            "chains": self.chains,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """As in the protocol.
+
+        Raises:
+          ValueError: the state is of another grid of cells.
+        """
+        self._base.load_state_dict(state["procedural"])
+        if self._client and state["client"] is not None:
+            self._client.load_state_dict(state["client"])
+        self._counts = collections.Counter(state["counts"])
+        self._chains = [dict(chain) for chain in state["chains"]]
+
+    def _note_call(self, record: Mapping[str, Any]) -> None:
+        self._records.append({"event": "call", **record})
+
+    def _look(self, now: _Round) -> None:
+        """Has the failures explained, and tests the explanations."""
+        if self._client is None:
+            raise _Alone("no_endpoint")
+        self._client.start_round(now.diagnosis.round)
+        llm, diagnosis = self._config.llm, now.diagnosis
+        try:
+            analysis = analyse(
+                self._client,
+                diagnosis.failures,
+                diagnosis.evidence,
+                self._base.skills,
+                llm.claims,
+                llm.prompt_tokens,
+                self._seed + diagnosis.round,
+            )
+        except CallError as error:
+            raise _Alone(error.reason) from error
+        now.findings = audit(
+            analysis.weaknesses,
+            diagnosis.failures,
+            self._base.cells,
+            now.lab,
+            llm.audit_samples,
+            llm.audit_alpha,
+            tolerated=1.0 - self._config.zone_high,
+        )
+        self._counts["claims"] += len(now.findings)
+        self._counts["claims_accepted"] += len(now.accepted)
+        self._counts["claims_hallucinated"] += len(now.findings) - len(now.accepted)
+        self._counts["ids_hallucinated"] += analysis.unknown_ids
+        for reason, count in analysis.dropped.items():
+            self._counts[f"claims_dropped/{reason}"] += count
+
+    def _decide(self, now: _Round) -> Plan:
+        """Asks for a proposal and lets the bandit choose; writes tasks if it chose to."""
+        assert self._client is not None
+        llm, diagnosis = self._config.llm, now.diagnosis
+        arms = now.options.names
+        if self._authored_findings(now):
+            arms += FORMS
+        if len(arms) == 1:  # no weakness, and one thing to do: nothing to ask about
+            return self._base.order(diagnosis, now.options, arms[0])
+        try:
+            now.advice = ask_for_advice(
+                self._client,
+                now.accepted,
+                arms,
+                self._base.decisions,
+                diagnosis.evidence,
+                self._base.skills,
+                llm,
+            )
+        except CallError as error:
+            raise _Alone(error.reason) from error
+        prior = now.advice.prior(llm.prior_weight) if llm.prior_weight else {}
+        chosen = self._base.select(now.options, arms, prior)
+        choice = (
+            f"; proposed was {now.advice.strategy}, which counts as {llm.prior_weight:g} rounds"
+            f"{self._base.bounds(now.options, arms, prior)}"
+        )
+        if chosen in FORMS:
+            plan = self._authored_plan(now, chosen)
+        else:
+            plan = self._base.order(diagnosis, now.options, chosen)
+        scale = plan.learning_rate_scale
+        if now.advice.learning_rate_scale != 1.0:
+            scale *= now.advice.learning_rate_scale
+            choice += f"; learning rate scaled by {now.advice.learning_rate_scale:g}"
+        return dataclasses.replace(plan, reason=plan.reason + choice, learning_rate_scale=scale)
+
+    def _authored_findings(self, now: _Round) -> tuple[Finding, ...]:
+        """Accepted weaknesses that tasks can be written against."""
+        domains = {f.task.skill: f.task.domain for f in now.diagnosis.failures}
+        return tuple(f for f in now.accepted if domains[f.weakness.skill] in AUTHORED_DOMAINS)
+
+    def _authored_plan(self, now: _Round, form: str) -> Plan:
+        """A round on new tasks, beside what the procedural curator would have practised."""
+        assert self._client is not None and now.advice is not None
+        llm, diagnosis, advice = self._config.llm, now.diagnosis, now.advice
+        now.target = target(self._authored_findings(now), advice)
+        try:
+            now.authored = write_tasks(
+                self._client,
+                form,
+                now.target,
+                diagnosis.failures,
+                max(advice.num_tasks, FEWEST),
+                advice.difficulty,
+                self._base.cells,
+                now.lab,
+                self._config,
+                self._seed + diagnosis.round,
+            )
+        except CallError as error:
+            raise _Alone(error.reason) from error
+        authored = now.authored
+        self._counts["tasks_written"] += authored.written
+        self._counts["tasks_kept"] += len(authored.tasks)
+        for reason, count in authored.refused.items():
+            self._counts[f"tasks_refused/{reason}"] += count
+        if len(authored.tasks) < FEWEST:
+            raise _Alone("too_few_tasks")
+        beside = self._base.order(
+            diagnosis, now.options, self._base.select(now.options, now.options.names)
+        )
+        weakness = now.target.weakness
+        return dataclasses.replace(
+            beside,
+            strategy=form,
+            algorithm="sft" if form == "worked" else "grpo",
+            mixture=self._mixture(now.target, beside.mixture),
+            authored=authored.tasks,
+            authored_share=llm.tasks_share,
+            reason=(
+                f"{weakness.skill} is weak in {weakness.kind} ({now.target.reason}): "
+                f"{len(authored.tasks)} of {authored.written} tasks written against it are kept"
+            ),
+        )
+
+    def _mixture(
+        self, finding: Finding, beside: Sequence[tuple[str, float]]
+    ) -> tuple[tuple[str, float], ...]:
+        """Half of the weak cells from which something can be learnt, half of ``beside``."""
+        shares = {cell: self._base.informative_share(cell) for cell in finding.cells}
+        shares = {c: s for c, s in shares.items() if s >= self._config.min_informative}
+        weights: collections.Counter[str] = collections.Counter()
+        for cell, weight in beside:
+            weights[cell] += weight * (0.5 if shares else 1.0)  # type: ignore[assignment]
+        for cell, share in shares.items():
+            weights[cell] += 0.5 * share / sum(shares.values())  # type: ignore[assignment]
+        return tuple(sorted(weights.items(), key=lambda item: -item[1]))
+
+    def _alone(self, now: _Round) -> Plan:
+        """What the procedural curator orders, marked."""
+        name = self._base.select(now.options, now.options.names)
+        plan = self._base.order(now.diagnosis, now.options, name)
+        reason = f"fallback to the procedural curator ({now.fallback}): {plan.reason}"
+        return dataclasses.replace(plan, reason=reason)
+
+    def _chain(self, now: _Round, plan: Plan) -> dict[str, Any]:
+        """The record of the round: failure, weakness, task; the gain comes later."""
+        cited = set(now.target.weakness.evidence_task_ids) if now.target else set()
+        example = next((f for f in now.diagnosis.failures if f.task.task_id in cited), None)
+        return {
+            "round": now.diagnosis.round,
+            "failures": len(now.diagnosis.failures),
+            "failure": example
+            and {
+                "id": example.task.task_id,
+                "prompt": quoted(example.task.prompt, _SHOWN),
+                "answer": quoted(example.text, _SHOWN),
+                "expected": quoted(example.task.answer, _SHOWN),
+                "category": example.verdict.category,
+            },
+            "findings": [finding.to_dict() for finding in now.findings],
+            "weakness": now.target.to_dict() if now.target else None,
+            "advice": now.advice.to_dict() if now.advice else None,
+            "authored": now.authored.to_dict() if now.authored else None,
+            "fallback": now.fallback,
+            "strategy": plan.strategy,
+            "gain": None,
+        }
