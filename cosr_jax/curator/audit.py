@@ -66,7 +66,8 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-serialisable values, for logs."""
-        return {**dataclasses.asdict(self), "weakness": self.weakness.to_dict()}
+        weakness, cells = self.weakness.to_dict(), list(self.cells)
+        return {**dataclasses.asdict(self), "weakness": weakness, "cells": cells}
 
 
 def audit(

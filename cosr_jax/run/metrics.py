@@ -3,7 +3,8 @@
 Namespaces are train/ reward/ completions/ curriculum/ curator/ verifier/ eval/ perf/; leaf names
 are those of TRL's GRPOTrainer where the meaning is the same (frac_reward_zero_std, clipped_ratio,
 clip_ratio/*, kl, entropy).  Only perf/ and verifier/pool/ may hold what the machine measured (and
-curator/llm/, while a live model answers), so that everything else can be compared bit for bit between runs.
+curator/llm/, while a live model answers), so that everything else can be compared bit for bit
+between runs.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 import json
+from typing import ClassVar
 
 import pytest
 from fakes import make_task
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cosr_jax.config import RunConfig
-from cosr_jax.curator.mastery import CellMastery
+from cosr_jax.protocols import Curator
 from cosr_jax.run.convergence import ConvergenceState, Measurement
 from cosr_jax.run.logbook import Logbook, sample_metrics
 from cosr_jax.run.metrics import NAMESPACES
@@ -39,6 +40,16 @@ def group(*verdicts, lengths=None, cut=0):
         for i, n in enumerate(lengths)
     )
     return RolloutGroup(make_task("a/1", 7), (1,), completions, verdicts)
+
+
+class TalkativeCurator(Curator):
+    rates: ClassVar = {"a/1": 0.5}
+
+    def figures(self):
+        return {"curator/llm/attempts": 2.0}
+
+    def take_records(self):
+        return [{"event": "call", "trail": ["a: stop"]}]
 
 
 def state_at(step, *scores, best=None):
@@ -118,7 +129,7 @@ def test_shares_of_categories_have_names_of_their_own():
 def test_everything_is_written_under_its_namespace(files):
     groups = [group(PASSED, WRONG), group(ERROR, ERROR)]
     with Logbook(files, CONFIG, 0, {}) as book:
-        book.plan(state_at(0, 0.25), PLAN, {"a/1": CellMastery(samples=8.0, passed=4.0)})
+        book.plan(state_at(0, 0.25), PLAN, TalkativeCurator())
         row = book.step(state_at(1, 0.25), PLAN, groups, {"loss": 0.5, "kl": 0.0}, TIMING, STATS)
         best = Measurement(1, 0.5, 0.1)
         line = book.round(state_at(1, 0.25, 0.5, best=best), PLAN)
@@ -133,8 +144,11 @@ def test_everything_is_written_under_its_namespace(files):
         *("curriculum/replay_fraction", "curriculum/num_cells", "curriculum/mastery/a/1"),
         *("perf/rollout_s", "perf/step_s", "verifier/pool/latency_p95_s"),
         *("verifier/pool/queue_peak", "verifier/pool/retries", "verifier/pool/math/timeout"),
+        "curator/llm/attempts",
         *("eval/validation", "eval/held_out", "eval/held_out_format_forgiven"),
     } <= set(tags["scalars"])
+    record = json.loads((files.samples / "curator.jsonl").read_text())
+    assert record == {"step": 0, "round": 2, "event": "call", "trail": ["a: stop"]}
     assert {"curriculum/mastery", "eval/learning_curves"} <= set(tags["images"])
     assert "completions/samples/text_summary" in tags["tensors"]
     assert row == {
@@ -161,7 +175,7 @@ def test_an_sft_step_has_no_samples_to_speak_of(files):
         row = book.step(state_at(1, 0.25), PLAN, [], {"loss": 0.5}, TIMING, STATS)
         rows = book.sync()
     assert (row["reward"], row["informative"]) == (None, None)
-    assert rows == {"metrics": 1, "samples": 0}
+    assert rows == {"metrics": 1, "samples": 0, "curator": 0}
     assert not any(name.startswith(("reward/", "completions/")) for name in metrics_rows(files)[0])
 
 
@@ -189,7 +203,7 @@ def test_a_resumed_run_forgets_what_came_after_its_checkpoint(files):
     with Logbook(files, CONFIG, 1, kept) as book:
         step(book, 2, 0.5)
         book.curves(state_at(2, 0.25, 0.75))
-        assert book.sync() == {"metrics": 3, "samples": 4}
+        assert book.sync() == {"metrics": 3, "samples": 4, "curator": 0}
     losses = [(r["step"], r["train/loss"]) for r in metrics_rows(files) if "train/loss" in r]
     assert losses == [(1, 0.9), (2, 0.5)]
     assert [row["step"] for row in sample_rows(files)] == [1, 1, 2, 2]
@@ -202,5 +216,5 @@ def test_a_new_run_in_a_used_folder_starts_its_logs_anew(files):
     with Logbook(files, CONFIG, 0, {}) as book:
         book.step(state_at(1, 0.25), PLAN, [group(PASSED)], {"loss": 1.0}, TIMING, STATS)
     with Logbook(files, CONFIG, 0, {}) as book:
-        assert book.sync() == {"metrics": 0, "samples": 0}
+        assert book.sync() == {"metrics": 0, "samples": 0, "curator": 0}
     assert metrics_rows(files) == sample_rows(files) == []

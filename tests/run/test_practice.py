@@ -12,15 +12,18 @@ from cosr_jax.run.practice import (
     count_evidence,
     derive_seed,
     draw_tasks,
+    failed_samples,
     is_formatted,
     sample_groups,
 )
 from cosr_jax.tasks.admission import Admission
 from cosr_jax.tasks.replay import ReplayBuffer
 from cosr_jax.types import (
+    AUTHORED,
     CellEvidence,
     CodeChecks,
     Completion,
+    FailedSample,
     Outcome,
     Plan,
     ProofChecks,
@@ -74,6 +77,49 @@ def test_a_short_replay_is_filled_up_with_fresh_tasks():
     past = [make_task("b/2", number) for number in range(2)]
     tasks = draw((("a/1", 1.0),), 10, replayed=past, replay_fraction=0.5)
     assert by_cell(tasks) == {"a/1": 8, "b/2": 2}
+
+
+def authored(*numbers):
+    tasks = (make_task("c/3", number) for number in numbers)
+    return tuple(dataclasses.replace(task, source=AUTHORED) for task in tasks)
+
+
+def test_authored_tasks_take_their_share_and_no_more_than_there_are():
+    source, replay = FakeSource({"a/1": LARGE}), ReplayBuffer(100)
+    admission = Admission(FakeVerifier().judge, ())
+    plan = dataclasses.replace(
+        make_plan((("a/1", 1.0),)), authored=authored(*range(20)), authored_share=0.4
+    )
+    drawn = [draw_tasks(plan, 10, source, replay, admission, seed) for seed in range(30)]
+    assert all(by_cell(tasks) == {"a/1": 6, "c/3": 4} for tasks in drawn)
+    assert all(len({task.key for task in tasks}) == 10 for tasks in drawn)
+    used = {task.key for tasks in drawn for task in tasks if task.cell == "c/3"}
+    assert used == {task.key for task in plan.authored}  # all of them get their turn
+    few = dataclasses.replace(plan, authored=authored(1), authored_share=1.0)
+    assert by_cell(draw_tasks(few, 4, source, replay, admission, 0)) == {"a/1": 3, "c/3": 1}
+    unfit = draw_tasks(plan, 10, source, replay, admission, 0, lambda task: task.cell == "a/1")
+    assert by_cell(unfit) == {"a/1": 10}
+
+
+def test_authored_tasks_are_no_evidence_of_their_cell():
+    (task,) = authored(3)
+    completion = Completion((1,), (-1.0,), "[3]", "stop")
+    passed = Verdict(Outcome.PASS, 1.0, method="boxed", value_correct=True)
+    assert count_evidence([RolloutGroup(task, (1,), (completion,), (passed,))], ("boxed",)) == []
+
+
+def test_failed_samples_keep_no_clock():
+    task = make_task("a/1", 3)
+    texts = ("[3]", "[4]", "?", "x" * 20_000)
+    completions = tuple(Completion((1,), (-1.0,), text, "stop") for text in texts)
+    verdicts = [
+        dataclasses.replace(verdict, seconds=1.5)
+        for verdict in FakeVerifier().judge([(task, c) for c in completions])
+    ]
+    failures = failed_samples([RolloutGroup(task, (1,), completions, tuple(verdicts))])
+    assert [len(failure.text) for failure in failures] == [3, 8000]
+    assert all(failure.verdict.seconds == 0.0 for failure in failures)
+    assert [FailedSample.from_dict(f.to_dict()) for f in failures] == failures
 
 
 def test_the_seed_decides():
