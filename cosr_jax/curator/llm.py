@@ -269,9 +269,7 @@ class LlmCurator(Curator):
             self._counts[f"tasks_refused/{reason}"] += count
         if len(authored.tasks) < FEWEST:
             raise _Alone("too_few_tasks")
-        beside = self._base.order(
-            diagnosis, now.options, self._base.select(now.options, now.options.names)
-        )
+        beside = self._base.own_choice(diagnosis, now.options)
         weakness = now.target.weakness
         return dataclasses.replace(
             beside,
@@ -301,8 +299,7 @@ class LlmCurator(Curator):
 
     def _alone(self, now: _Round) -> Plan:
         """What the procedural curator orders, marked."""
-        name = self._base.select(now.options, now.options.names)
-        plan = self._base.order(now.diagnosis, now.options, name)
+        plan = self._base.own_choice(now.diagnosis, now.options)
         reason = f"fallback to the procedural curator ({now.fallback}): {plan.reason}"
         return dataclasses.replace(plan, reason=reason)
 

@@ -141,9 +141,13 @@ class ProceduralCurator(Curator):
           ValueError: evidence of an unknown cell, or impossible counts.
         """
         self.observe(diagnosis)
-        options = self.options()
-        name = self.select(options, options.names)
-        return self.commit(diagnosis, self.order(diagnosis, options, name))
+        return self.commit(diagnosis, self.own_choice(diagnosis, self.options()))
+
+    def own_choice(self, diagnosis: Diagnosis, options: Options) -> Plan:
+        """The plan that measured gains speak for, and why; not yet the round's."""
+        plan = self.order(diagnosis, options, self.select(options, options.names))
+        reason = plan.reason + self.bounds(options, options.names)
+        return dataclasses.replace(plan, reason=reason)
 
     def options(self) -> Options:
         """What the measurements allow now."""
@@ -183,7 +187,7 @@ class ProceduralCurator(Curator):
             replay_fraction=chosen.replay_fraction if self._last_plan else 0.0,
             learning_rate_scale=scale,
             context=options.context,
-            reason=chosen.reason + caution + self.bounds(options, options.names),
+            reason=chosen.reason + caution,
         )
 
     def commit(self, diagnosis: Diagnosis, plan: Plan) -> Plan:

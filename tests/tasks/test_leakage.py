@@ -108,7 +108,7 @@ def test_each_fault_of_an_authored_task_has_its_reason():
         math_task("How many legs have 3 cats?", "12"),
         held_out,
         math_task(f"Riddle: {LONG}", "180"),
-        math_task("There are 3 cats and 4 dogs in this house. How many animals is that?", "7"),
+        math_task("Well, there are 3 cats and 4 dogs in the house. How many animals is that?", "7"),
         math_task("How many legs have 4 cats?", "16", solution=r"\boxed{15}"),
         math_task(r"Say \boxed{8}.", "8"),
         math_task("Say anything.", "8"),

@@ -1,0 +1,132 @@
+"""The closed loop with a language-model curator, offline: its answers are replayed."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from llm_runs import NOWHERE, RECORDINGS, llm_settings
+from tiny_runs import assert_same_run, finish, metrics, report, start, tiny_config
+
+from cosr_jax.config import from_config_dict
+from cosr_jax.run import loop
+from cosr_jax.types import AUTHORED
+
+ROOT = Path(__file__).parents[2]
+
+
+def replayed(student):
+    return llm_settings(student, NOWHERE, mode="replay", folder=str(RECORDINGS))
+
+
+@pytest.fixture(scope="module")
+def replay(tmp_path_factory, student, program_cache):
+    """The workdir of a replayed run."""
+    workdir = tmp_path_factory.mktemp("llm") / "replay"
+    finish(start(replayed(student), workdir, program_cache))
+    return workdir
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_report_tells_a_chain_from_failure_to_gain(replay):
+    found = report(replay)["curator"]
+    assert [chain["round"] for chain in found["chains"]] == [1, 2, 3]
+    assert [chain["fallback"] for chain in found["chains"]] == ["", "", ""]
+    gains = [decision["gain"] for decision in report(replay)["strategies"]]
+    assert [chain["gain"] for chain in found["chains"]] == gains
+    chain = next(chain for chain in found["chains"] if chain["authored"])
+    finding = chain["weakness"]
+    assert finding["is_accepted"] and finding["p_value"] <= 0.05
+    # The failure, the weakness and the tasks are those of the run itself.
+    assert chain["failure"]["id"] in finding["weakness"]["evidence_task_ids"]
+    trained = lines(replay / "samples/train.jsonl")
+    practised = {s["prompt"] for s in trained if s["task"]["source"] == AUTHORED}
+    assert practised and practised <= {task["prompt"] for task in chain["authored"]["kept"]}
+    text = (replay / "report.md").read_text(encoding="utf-8")
+    for part in (
+        f"## From a failure to a gain (round {chain['round']})",
+        chain["failure"]["prompt"],
+        finding["reason"],
+        chain["authored"]["kept"][0]["prompt"],
+        f"changed by {chain['gain'] * 100:+.1f} percentage points",
+        "| analyst | 3 |",
+        "All calls together cost $0.00",
+    ):
+        assert part in text
+
+
+def test_a_wrong_reference_of_the_authors_reached_no_training(replay):
+    chain = next(c for c in report(replay)["curator"]["chains"] if c["authored"])
+    assert chain["authored"]["refused"]["reference"] == 1
+    figures = report(replay)["curator"]["figures"]
+    assert figures["curator/llm/tasks_refused/reference"] == 1.0
+    assert figures["curator/llm/tasks_written"] == 8.0
+
+
+def test_calls_and_plans_are_logged(replay):
+    records = lines(replay / "samples/curator.jsonl")
+    plans = [record for record in records if record["event"] == "plan"]
+    calls = [record for record in records if record["event"] == "call"]
+    assert [plan["round"] for plan in plans] == [1, 2, 3]
+    assert [call["role"] for call in calls[:3]] == ["analyst", "planner", "author"]
+    assert all(call["from_cache"] and call["spent"]["prompt_tokens"] > 0 for call in calls)
+    rows = [row for row in metrics(replay) if "curator/llm/calls/analyst" in row]
+    assert [row["curator/llm/calls/analyst"] for row in rows] == [1.0, 2.0, 3.0]
+
+
+def test_a_replayed_run_is_the_same_bit_for_bit(replay, student, here, tmp_path, monkeypatch):
+    def no_network(self, address):
+        raise AssertionError(f"a replay connects to {address}")
+
+    connect = socket.socket.connect
+    monkeypatch.setattr(
+        socket.socket,
+        "connect",
+        lambda self, address: (
+            connect(self, address) if self.family == socket.AF_UNIX else no_network(self, address)
+        ),
+    )
+    loop.train(from_config_dict(replayed(student)), tmp_path / "again")
+    assert_same_run(replay, tmp_path / "again")
+    logs = [w / "samples/curator.jsonl" for w in (replay, tmp_path / "again")]
+    assert logs[0].read_bytes() == logs[1].read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_a_stopped_replay_goes_on_identically(
+    step, replay, student, here, tmp_path, monkeypatch, capsys
+):
+    take_step = loop.Run.take_step
+
+    def interrupted(run, plan):
+        take_step(run, plan)
+        if run.state.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    config = from_config_dict(replayed(student))
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Run, "take_step", interrupted)
+        assert loop.train(config, tmp_path / "run") == signal.SIGTERM
+    loop.train(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", replay)
+
+
+def test_a_curator_of_ones_own_takes_thirty_lines_and_runs(student, here, tmp_path):
+    path = ROOT / "examples/own_curator.py"
+    spec = importlib.util.spec_from_file_location("own_curator", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    text = path.read_text(encoding="utf-8")
+    body = text.partition("class WorstFirst")[2].partition("if __name__")[0]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 30
+    assert text.strip() in (ROOT / "docs/curator.md").read_text(encoding="utf-8")
+    config = tiny_config(student, train={"max_rounds": 1, "steps_per_round": 1})
+    found = loop.train(config, tmp_path / "own", make_curator=example.WorstFirst)
+    assert (found.rounds, found.steps) == (1, 1)
