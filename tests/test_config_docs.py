@@ -11,3 +11,9 @@ def test_configuration_page_is_up_to_date():
     command = [sys.executable, ROOT / "tools" / "make_config_docs.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_cost_table_is_up_to_date():
+    command = [sys.executable, ROOT / "tools" / "make_cost_table.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
