@@ -73,7 +73,7 @@ class Logbook:
                 "curriculum/num_authored": len(plan.authored),
             }
             | {f"curriculum/mastery/{cell}": rate for cell, rate in rates.items()}
-            | curator.figures(),
+            | dict(curator.figures()),
         )
 
     def step(
