@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import difflib
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,14 +13,16 @@ from cosr_jax.config import CuratorConfig
 from cosr_jax.curator import prompts
 from cosr_jax.curator.analysis import as_failure
 from cosr_jax.curator.audit import Finding
+from cosr_jax.curator.calls import Question, Reply
 from cosr_jax.curator.client import Client
 from cosr_jax.curator.consult import consult
 from cosr_jax.curator.failures import Failure
-from cosr_jax.curator.proving import as_task
+from cosr_jax.curator.proving import Judge, as_task
 from cosr_jax.curator.schemas import Context
 from cosr_jax.protocols import Lab
 from cosr_jax.types import (
     AUTHORED,
+    Completion,
     FailedSample,
     Outcome,
     RolloutGroup,
@@ -70,7 +73,9 @@ def write_tasks(
 
     A task is kept if the parser takes it (its reference proves itself), admission lets it in, and
     the student passes it at a rate within ``[zone_low, zone_high]``; worked solutions, which are
-    imitated, may also be of tasks that the student never solves.
+    imitated, may also be of tasks that the student never solves.  If the role checker has a model
+    of its own, that has to come to the reference's answer.  Pairs must be ``contrasting``,
+    sequences ``falling``.
 
     Args:
       client: asks.
@@ -100,23 +105,111 @@ def write_tasks(
     refused: collections.Counter[str] = collections.Counter(result.reasons)
     candidates = [_boxed(as_task(item)) for item in result.value["tasks"]]
     written = len(candidates) + result.dropped
+    lost = {drop.index for drop in result.drops}
+    place = {
+        task.task_id: index
+        for task, index in zip(
+            candidates, (i for i in range(written) if i not in lost), strict=True
+        )
+    }  # in the order that the author gave them
     domains = {example.task.domain for example in examples}
     fitting = [task for task in candidates if task.domain in domains]
     refused["domain"] += len(candidates) - len(fitting)
     admitted = lab.admit(fitting)
     refused.update(admitted.refused)
-    groups = lab.sample(admitted.tasks, config.llm.task_samples)
+    agreed = _checked(client, admitted.tasks, lab)
+    refused["disputed"] += len(admitted.tasks) - len(agreed)
+    groups = lab.sample(agreed, config.llm.task_samples)
     rates = {group.task.task_id: rate for group in groups if (rate := _rate(group)) is not None}
     refused["unjudged"] += len(groups) - len(rates)
+    judged = [task for task in agreed if task.task_id in rates]
     low = 0.0 if form == "worked" else config.zone_low
-    kept = []
-    for task in admitted.tasks:
-        rate = rates.get(task.task_id)
-        if rate is not None and low <= rate <= config.zone_high:
-            kept.append(dataclasses.replace(task, difficulty=_difficulty(task.skill, rate, cells)))
-        elif rate is not None:
-            refused["zone"] += 1
-    return Authored(tuple(kept), rates, written, dict(sorted((+refused).items())))
+    inside = [task for task in judged if low <= rates[task.task_id] <= config.zone_high]
+    refused["zone"] += len(judged) - len(inside)
+    kept = inside
+    if form == "contrastive":
+        kept = contrasting(inside, place, lab.judge)
+        refused["no_contrast"] += len(inside) - len(kept)
+    elif form == "progressive":
+        kept = falling(inside, rates)
+        refused["no_progress"] += len(inside) - len(kept)
+    tasks = tuple(
+        dataclasses.replace(task, difficulty=_difficulty(task.skill, rates[task.task_id], cells))
+        for task in kept
+    )
+    return Authored(tasks, rates, written, dict(sorted((+refused).items())))
+
+
+def contrasting(tasks: Sequence[Task], place: Mapping[str, int], judge: Judge) -> list[Task]:
+    """The whole pairs: prompts that differ in one place, and solutions that cannot be exchanged.
+
+    Args:
+      tasks: in the author's order.
+      place: task_id -> where the author put it; the first two are a pair, and so on.
+      judge: the verifier.
+    """
+    pairs: dict[int, list[Task]] = {}
+    for task in tasks:
+        pairs.setdefault(place[task.task_id] // 2, []).append(task)
+    whole = [pair for pair in pairs.values() if len(pair) == 2 and _differences(*pair) == 1]
+    exchanged = [
+        (task, Completion((), (), other.solution, "stop"))
+        for one, two in whole
+        for task, other in ((one, two), (two, one))
+    ]
+    verdicts = judge(exchanged) if exchanged else []
+    return [
+        task
+        for number, pair in enumerate(whole)
+        if all(v.outcome is Outcome.FAIL for v in verdicts[2 * number : 2 * number + 2])
+        for task in pair
+    ]
+
+
+def falling(tasks: Sequence[Task], rates: Mapping[str, float]) -> list[Task]:
+    """The longest part of a sequence along which the measured pass rate never rises.
+
+    Nothing if the rate does not fall at all: that is no progression.
+    """
+    best: list[list[Task]] = []  # the longest such part that ends with each task
+    for task in tasks:
+        rate = rates[task.task_id]
+        before = [part for part in best if rates[part[-1].task_id] >= rate]
+        best.append([*max(before, key=len, default=[]), task])
+    longest = max(best, key=len, default=[])
+    if not longest or rates[longest[0].task_id] == rates[longest[-1].task_id]:
+        return []
+    return longest
+
+
+def _differences(one: Task, other: Task) -> int:
+    """Places in which two prompts differ, a place being a run of words."""
+    words = (one.prompt.split(), other.prompt.split())
+    matcher = difflib.SequenceMatcher(None, *words, autojunk=False)
+    return sum(tag != "equal" for tag, *_ in matcher.get_opcodes())
+
+
+def _checked(client: Client, tasks: Sequence[Task], lab: Lab) -> list[Task]:
+    """The tasks whose reference another model agrees with, where there is another one.
+
+    A task that nobody could be asked about stays: it has proven itself otherwise.
+    """
+    author, checker = client.routes["author"][0], client.routes["checker"][0]
+    if author.name == checker.name or not tasks:
+        return list(tasks)
+    questions = [Question(prompts.checker(task)) for task in tasks]
+    answers = [
+        (task, Completion((), (), answer.content or "", "stop"))
+        for task, answer in zip(tasks, client.ask_all(questions), strict=True)
+        if isinstance(answer, Reply)
+    ]
+    verdicts = lab.judge(answers) if answers else []
+    disputed = {
+        task.task_id
+        for (task, _), verdict in zip(answers, verdicts, strict=True)
+        if verdict.outcome is Outcome.FAIL and not verdict.value_correct
+    }
+    return [task for task in tasks if task.task_id not in disputed]
 
 
 def _build(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -132,10 +133,15 @@ class LlmCurator(Curator):
         return [dict(chain) for chain in self._chains]
 
     def figures(self) -> Mapping[str, float]:
-        """Counts of claims, tasks and fallbacks, and the client's, under curator/llm/."""
-        asked = self._client.stats() if self._client else {}
-        counts = {name: float(count) for name, count in self._counts.items()}
-        return {f"curator/llm/{name}": v for name, v in sorted({**asked, **counts}.items())}
+        """Counts of claims, tasks and fallbacks, mean gains, the client's; under curator/llm/."""
+        values = self._client.stats() if self._client else {}
+        values |= {name: float(count) for name, count in self._counts.items()}
+        gains: dict[str, list[float]] = {}
+        for decision in self.decisions:
+            if decision["gain"] is not None:
+                gains.setdefault(decision["strategy"], []).append(decision["gain"])
+        values |= {f"mean_gain/{name}": statistics.fmean(all_) for name, all_ in gains.items()}
+        return {f"curator/llm/{name}": value for name, value in sorted(values.items())}
 
     def take_records(self) -> list[dict[str, Any]]:
         """Calls and plans since the last time."""
@@ -324,5 +330,14 @@ class LlmCurator(Curator):
             "authored": now.authored.to_dict() if now.authored else None,
             "fallback": now.fallback,
             "strategy": plan.strategy,
+            "context": plan.context,
+            "spent": self._spent(now),
             "gain": None,
         }
+
+    def _spent(self, now: _Round) -> dict[str, float]:
+        """What the round's calls have cost."""
+        if self._client is None or now.fallback == "no_endpoint":
+            return {"calls": 0, "tokens": 0, "dollars": 0.0}
+        spent = self._client.budget.spent_in_round
+        return {"calls": spent.calls, "tokens": spent.tokens, "dollars": spent.dollars}

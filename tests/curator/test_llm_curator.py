@@ -138,6 +138,7 @@ def test_without_an_endpoint_the_procedural_curator_plans():
     assert curator.figures() == {
         "curator/llm/fallback/no_endpoint": 1.0,
         "curator/llm/fallbacks": 1.0,
+        f"curator/llm/mean_gain/{plan.strategy}": 0.02,
     }
 
 

@@ -5,11 +5,13 @@ import dataclasses
 import pytest
 from scripted_admission import code_task, math_task, run_code
 
+from cosr_jax.config import VerifierConfig
 from cosr_jax.tasks.admission import Admission
 from cosr_jax.tasks.leakage import Leakage, near_duplicates
 from cosr_jax.tasks.suite import ProceduralSuite
 from cosr_jax.tasks.wrong_answers import idle_answers, perturbed_answers
 from cosr_jax.types import Outcome, ProofChecks, Task, Verdict
+from cosr_jax.verifiers.pool import VerifierPool
 
 LONG = (
     "A farmer keeps 12 hens and each of them lays 3 eggs in a week; "
@@ -130,3 +132,16 @@ def test_each_fault_of_an_authored_task_has_its_reason():
         "vacuous": 2,
         "unjudged": 1,
     }
+
+
+def test_the_verifiers_themselves_admit_and_refuse():
+    sums = ("assert total([1, 2]) == 3", "assert total([]) == 0")
+    good = code_task("Write total(xs), the sum of xs.", "total", SUMS, sums)
+    weak = code_task("Write size(xs).", "size", "def size(xs):\n    return len(xs)",
+                     ("assert size([1]) > 0",))  # fmt: skip
+    wrong = math_task("What is 2 plus 2?", "4", r"\boxed{5}")
+    right = math_task("What is 2 plus 3?", "5")
+    with VerifierPool(VerifierConfig()) as pool:
+        result = Admission(pool.judge, []).admit_authored([good, weak, wrong, right])
+    assert [task.key for task in result.tasks] == [good.key, right.key]
+    assert result.refused == {"vacuous": 1, "unproven": 1}
