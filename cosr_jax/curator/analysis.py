@@ -11,8 +11,12 @@ from cosr_jax.curator import prompts
 from cosr_jax.curator.client import Client
 from cosr_jax.curator.consult import consult
 from cosr_jax.curator.failures import Failure
+from cosr_jax.curator.quoting import quoted
 from cosr_jax.curator.schemas import Context
 from cosr_jax.types import CellEvidence, Completion, FailedSample
+
+#: Characters of a rationale that are kept: it goes into prompts, logs and checkpoints.
+_RATIONALE = 600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Weakness:
     @classmethod
     def of(cls, item: Mapping[str, Any]) -> Weakness:
         """From a canonical item of the schema "analysis"."""
-        return cls(**{**item, "evidence_task_ids": tuple(item["evidence_task_ids"])})
+        ids, rationale = tuple(item["evidence_task_ids"]), quoted(item["rationale"], _RATIONALE)
+        return cls(**{**item, "evidence_task_ids": ids, "rationale": rationale})
 
     def to_dict(self) -> dict[str, Any]:
         """As the canonical item."""

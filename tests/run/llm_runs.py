@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    for folder in ("tests", "tests/curator"):
-        sys.path.insert(0, str(Path(__file__).parents[2] / folder))
+    sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import scripted_curator
+from openai_server import Exchange, OpenAiServer, completion
 from tiny_runs import finish, settings, start
 from tiny_student import write_student
 
@@ -44,16 +45,15 @@ def llm_settings(student: Path, url: str, **llm: Any) -> dict[str, Any]:
     return settings(student, curator=curator, train={"steps_per_round": 2})
 
 
+def scripted(exchange: Exchange) -> None:
+    """The scripted curator as a server's act; it counts four bytes as a token."""
+    text = scripted_curator.reply(exchange.body)
+    usage = {"prompt_tokens": len(exchange.text) // 4, "completion_tokens": len(text) // 4}
+    exchange.respond(200, json.dumps(completion(text, usage=usage)).encode())
+
+
 def record() -> None:
     """Replaces ``RECORDINGS``."""
-    import scripted_curator
-    from openai_server import Exchange, OpenAiServer, completion
-
-    def scripted(exchange: Exchange) -> None:  # it counts four bytes as a token
-        text = scripted_curator.reply(exchange.body)
-        usage = {"prompt_tokens": len(exchange.text) // 4, "completion_tokens": len(text) // 4}
-        exchange.respond(200, json.dumps(completion(text, usage=usage)).encode())
-
     shutil.rmtree(RECORDINGS, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder, OpenAiServer(scripted) as server:
         student = write_student(Path(folder) / "student")

@@ -1,5 +1,6 @@
 """The closed loop with a language-model curator, offline: its answers are replayed."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -8,7 +9,8 @@ import socket
 from pathlib import Path
 
 import pytest
-from llm_runs import NOWHERE, RECORDINGS, llm_settings
+from llm_runs import NOWHERE, RECORDINGS, llm_settings, scripted
+from openai_server import OpenAiServer
 from tiny_runs import assert_same_run, finish, metrics, report, start, tiny_config
 
 from cosr_jax.config import from_config_dict
@@ -116,6 +118,35 @@ def test_a_stopped_replay_goes_on_identically(
         assert loop.train(config, tmp_path / "run") == signal.SIGTERM
     loop.train(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", replay)
+
+
+@pytest.mark.slow
+def test_a_server_killed_and_restarted_leaves_a_whole_run(student, here, tmp_path, monkeypatch):
+    finish_round = loop.Run.finish_round
+    with contextlib.ExitStack() as servers:
+        first = servers.enter_context(OpenAiServer(scripted))
+        port = first.server_address[1]
+
+        def at_the_end(run, plan):
+            finish_round(run, plan)
+            if run.state.round == 1:
+                servers.close()
+            elif run.state.round == 2:
+                servers.enter_context(OpenAiServer(scripted, port=port))
+
+        monkeypatch.setattr(loop.Run, "finish_round", at_the_end)
+        llm = {"max_attempts": 1, "breaker_failures": 1, "breaker_cooldown_s": 0.01}
+        values = llm_settings(student, first.url, **llm)
+        loop.train(from_config_dict(values), tmp_path / "run")
+    found = report(tmp_path / "run")
+    assert (found["status"], found["rounds"]) == ("completed", 3)
+    fallbacks = [chain["fallback"] for chain in found["curator"]["chains"]]
+    assert fallbacks[0] == fallbacks[2] == "" and fallbacks[1]
+    assert found["strategies"][1]["reason"].startswith("fallback to the procedural curator")
+    text = (tmp_path / "run/report.md").read_text(encoding="utf-8")
+    assert f"The procedural curator planned alone in 1 rounds: 2 ({fallbacks[1]})." in text
+    calls = [r for r in lines(tmp_path / "run/samples/curator.jsonl") if r["event"] == "call"]
+    assert [call["round"] for call in calls if "reason" in call] == [2]
 
 
 def test_a_curator_of_ones_own_takes_thirty_lines_and_runs(student, here, tmp_path):
