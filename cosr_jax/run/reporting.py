@@ -23,7 +23,7 @@ from cosr_jax.run.rooms import School
 from cosr_jax.run.state import LoopState
 from cosr_jax.tasks.probes import ProbeSet
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "math-verify")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "sympy")
 
 
 def versions() -> dict[str, str]:

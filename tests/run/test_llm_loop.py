@@ -150,7 +150,7 @@ def test_a_server_killed_and_restarted_leaves_a_whole_run(student, here, tmp_pat
 
 
 def test_a_curator_of_ones_own_takes_thirty_lines_and_runs(student, here, tmp_path):
-    path = ROOT / "examples/own_curator.py"
+    path = ROOT / "docs/own_curator.py"
     spec = importlib.util.spec_from_file_location("own_curator", path)
     example = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(example)

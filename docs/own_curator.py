@@ -2,7 +2,7 @@
 
 Takes: as long as the config that it is given.
 
-python examples/own_curator.py configs/quickstart.py runs/own
+python docs/own_curator.py configs/quickstart.py runs/own
 """
 
 import sys
