@@ -62,7 +62,7 @@ def judge_pages(pages, requirements=web_pages.TEXT, limits=PATIENT, **options):
 
 
 #: What is judged in every run of the suite; the others take a minute and are slow.
-QUICK_HONEST = ("plain", "roles", "framed by frames")
+QUICK_HONEST = ("plain", "roles")
 QUICK_CHEATS = (
     *("empty", "nothing happens", "many statuses", "console error", "white on white", "covered"),
     *("wide and cut off", "patched tools"),
