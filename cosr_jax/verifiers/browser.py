@@ -231,7 +231,7 @@ class Browser:
         return self._error is not None
 
     async def close(self) -> None:
-        """Kills the whole process group and deletes the profile."""
+        """Kills every process of the browser and deletes the profile."""
         if self._reading:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
@@ -243,7 +243,7 @@ class Browser:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-            await _await_end(self._process.pid)
+            await _end_all(self._process.pid, self._profile)
             self._process = None
         if self._profile:
             shutil.rmtree(self._profile, ignore_errors=True)
@@ -277,12 +277,30 @@ class Browser:
                 future.set_exception(error)
 
 
-async def _await_end(group: int) -> None:
-    """Waits until no process of a killed group is left."""
+async def _end_all(group: int, profile: str) -> None:
+    """Waits until no process of a killed group is left, nor any other that names ``profile``.
+
+    Chromium's crash handlers leave the group for sessions of their own, whatever the flags say.
+    They end by themselves when the browser does, but later.
+    """
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
-        try:
+        others = _processes_naming(profile)
+        for pid in others:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, 0)
-        except (ProcessLookupError, PermissionError):
+            others.append(group)
+        if not others:
             return
         await asyncio.sleep(0.01)
+
+
+def _processes_naming(path: str) -> list[int]:
+    found = []
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(path) in command.read_bytes():
+                found.append(int(command.parent.name))
+    return found

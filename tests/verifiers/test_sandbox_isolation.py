@@ -384,3 +384,26 @@ open("x", "w").write("\\u00e4\\u20ac"); assert open("x", "rb").read() == "\\u00e
 def test_honest_programs_find_what_they_need(box, name):
     ended = box.execute(HONEST[name], LIMITS)
     assert (ended.said, ended.exit.code) == ("", 0)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_packages_below_tmp_are_there_and_stay_as_they_are(layer, monkeypatch):
+    write = "import os; open(os.path.dirname(os.path.dirname(packed.__file__)) + '/x', 'w')"
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        packages = Path(folder, "venv", "site-packages")
+        packages.mkdir(parents=True)
+        Path(folder).chmod(0o755)
+        (packages / "packed.py").write_text("value = 7")
+        monkeypatch.syspath_prepend(packages)
+        with open_box(layer) as box:
+            for _ in range(2):
+                ended = box.execute("import packed; assert packed.value == 7; open('x', 'w')")
+                assert (ended.said, ended.exit.code) == ("", 0)
+                # What lies around the packages is each member's own at most.
+                box.execute(f"import packed; {write}")
+                found = box.execute(
+                    f"import os; assert not os.path.exists({str(packages.parent / 'x')!r}); "
+                    f"assert not os.access({str(packages)!r}, os.W_OK)"
+                )
+                assert (found.said, found.exit.code) == ("", 0)
+        assert [path.name for path in packages.parent.iterdir()] == ["site-packages"]

@@ -8,7 +8,8 @@ new user namespace, and forks the server as the first process of a new PID names
 Each member is the first process of a PID namespace of its own, so that its end is the end of all
 that it started.  It stands in one of the server's places: a bind of the whole root with a small
 tmpfs of its own on /tmp.  Places are made once and used again, because mounting and unmounting
-waits for the kernel's grace periods; a place that was written to gets a new tmpfs.
+waits for the kernel's grace periods; a place that was written to gets a new tmpfs.  Where Python
+itself lives below /tmp, it is shown again on top of that tmpfs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import signal
 import socket
 import stat
 from collections.abc import Sequence
+from pathlib import PurePosixPath
 from typing import NoReturn
 
 from cosr_jax.verifiers.sandbox import linux
@@ -141,6 +143,7 @@ class NamespaceIsolation:
 
     Args:
       proc: descriptor of the machine's /proc.
+      visible: what the root shows.
     """
 
     may_change_attributes = True
@@ -148,7 +151,9 @@ class NamespaceIsolation:
     capabilities = 0
     max_tasks: int | None = 64
 
-    def __init__(self, proc: int):
+    def __init__(self, proc: int, visible: Sequence[str]):
+        self._below_tmp = [path for path in visible if path.startswith("/tmp/")]
+        self._untouched = _directories("/tmp", self._below_tmp)
         self._pid_namespace = os.open("self/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
         self._sizes: dict[int, int] = {}  # MiB of the tmpfs of each place
         self._has_unshared = False
@@ -184,12 +189,14 @@ class NamespaceIsolation:
 
     def clean(self, place: int) -> None:
         """In the server, when the member is gone: nothing that it wrote stays."""
-        private = f"{PLACES}/{place}/tmp"
-        with os.scandir(private) as entries:
-            is_empty = next(entries, None) is None
-        if is_empty and stat.S_IMODE(os.stat(private).st_mode) == 0o700:
+        root = f"{PLACES}/{place}"
+        if all(
+            set(os.listdir(root + directory)) == names
+            and stat.S_IMODE(os.stat(root + directory).st_mode) == 0o700
+            for directory, names in self._untouched.items()
+        ):
             return
-        linux.detach(private)
+        linux.detach(f"{root}/tmp")
         self._mount_private(place, self._sizes[place])
 
     def is_over(self, place: int, file_mb: int) -> bool:
@@ -200,8 +207,27 @@ class NamespaceIsolation:
         size_kb = max(file_mb * 1024, 4)  # to tmpfs, 0 would mean no limit
         options = f"mode=700,size={size_kb}k,nr_inodes={_MAX_FILES}"
         flags = linux.MS_NOSUID | linux.MS_NODEV | how
-        linux.mount("tmpfs", f"{PLACES}/{place}/tmp", "tmpfs", flags, options)
+        root = f"{PLACES}/{place}"
+        linux.mount("tmpfs", f"{root}/tmp", "tmpfs", flags, options)
         self._sizes[place] = file_mb
+        if how == linux.MS_REMOUNT:
+            return
+        for directory, names in self._untouched.items():
+            for name in sorted(names):
+                os.mkdir(f"{root}{directory}/{name}", 0o700)
+        for path in self._below_tmp:
+            linux.bind(path, root + path)
 
     def close(self) -> None:
         """Nothing: the mounts go with their namespace."""
+
+
+def _directories(top: str, paths: Sequence[str]) -> dict[str, set[str]]:
+    """``top`` and the directories from there to each of ``paths``, with the names in them."""
+    names: dict[str, set[str]] = {top: set()}
+    for path in paths:
+        step = PurePosixPath(path)
+        while str(step) != top:
+            names.setdefault(str(step.parent), set()).add(step.name)
+            step = step.parent
+    return dict(sorted(names.items()))  # parents first

@@ -235,7 +235,7 @@ def _isolate(boot: dict, proc: int, sock: socket.socket) -> tuple[member.Isolati
     if boot["layer"] == "namespaces":
         build_root(boot["visible"], proc)
     guardian = settle(proc, sock)
-    return NamespaceIsolation(proc), [guardian]
+    return NamespaceIsolation(proc, boot["visible"]), [guardian]
 
 
 def _forget_signals() -> None:
