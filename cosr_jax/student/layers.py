@@ -1,0 +1,88 @@
+"""What every part of a layer is made of: linears with adapters, norms, rotation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cosr_jax.config import LoraConfig
+from cosr_jax.student.lora import lora_scale
+
+
+class Linear(nnx.Module):
+    """x W with an optional adapter; its weights are stacked over layers when made."""
+
+    def __init__(
+        self,
+        num_layers: int,
+        in_features: int,
+        out_features: int,
+        axes: tuple[str, str],
+        param_dtype: Any,
+        lora: LoraConfig | None,
+    ):
+        self.kernel = nnx.Param(
+            jnp.zeros((num_layers, in_features, out_features), param_dtype),
+            axes=("layers", *axes),
+        )
+        self.scale = 0.0 if lora is None else lora_scale(lora)
+        self.dropout = 0.0 if lora is None else lora.dropout
+        if lora is not None:
+            self.lora_a = nnx.LoRAParam(
+                jnp.zeros((num_layers, in_features, lora.rank), jnp.float32),
+                axes=("layers", axes[0], "rank"),
+            )
+            self.lora_b = nnx.LoRAParam(
+                jnp.zeros((num_layers, lora.rank, out_features), jnp.float32),
+                axes=("layers", "rank", axes[1]),
+            )
+
+    def __call__(
+        self, x: jax.Array, adapters: bool = True, dropout_key: jax.Array | None = None
+    ) -> jax.Array:
+        # One token axis: adapter gradients that contract two axes miss XLA CPU's fast product.
+        tokens = x.reshape(-1, x.shape[-1])
+        out = tokens @ self.kernel[...].astype(x.dtype)
+        if adapters and self.scale:
+            inputs = tokens
+            if self.dropout and dropout_key is not None:
+                keep = jax.random.bernoulli(dropout_key, 1 - self.dropout, inputs.shape)
+                inputs = jnp.where(keep, inputs / (1 - self.dropout), 0)
+            low = inputs @ self.lora_a[...].astype(x.dtype)
+            out = out + (low * self.scale) @ self.lora_b[...].astype(x.dtype)
+        return out.reshape(*x.shape[:-1], -1)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm in float32 (arXiv:1910.07467); stacked when ``num_layers`` is given."""
+
+    def __init__(self, num_layers: int | None, size: int, eps: float, param_dtype: Any):
+        stack, axes = ((), ()) if num_layers is None else ((num_layers,), ("layers",))
+        self.weight = nnx.Param(jnp.ones((*stack, size), param_dtype), axes=(*axes, "norm"))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + self.eps)
+        weight = self.weight[...].astype(jnp.float32)
+        return (normed * weight.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """RoPE on x [batch, time, heads, head_dim]; cos and sin are [batch, time, 1, head_dim / 2]."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1)
+    return turned.astype(x.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerContext:
+    """What every layer of one forward pass shares."""
+
+    cos: jax.Array  # float32 [batch, time, 1, head_dim / 2]
+    sin: jax.Array
+    adapters: bool

@@ -1,0 +1,27 @@
+"""The feed-forward half of a layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+
+from cosr_jax.student.layers import LayerContext, Linear
+from cosr_jax.student.shape import ModelConfig
+
+
+class Mlp(nnx.Module):
+    """SwiGLU (arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig, make_linear: Callable[..., Linear]):
+        d, f = config.hidden_size, config.intermediate_size
+        self.gate_proj = make_linear("mlp.gate_proj", d, f, ("embed", "mlp"))
+        self.up_proj = make_linear("mlp.up_proj", d, f, ("embed", "mlp"))
+        self.down_proj = make_linear("mlp.down_proj", f, d, ("mlp", "embed"))
+
+    def __call__(self, x, context: LayerContext, keys: list[Any]):
+        gate = jax.nn.silu(self.gate_proj(x, context.adapters, keys[0]))
+        up = self.up_proj(x, context.adapters, keys[1])
+        return self.down_proj(gate * up, context.adapters, keys[2])
