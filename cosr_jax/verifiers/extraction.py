@@ -191,8 +191,9 @@ _SHORT = (
 _SYMBOLS = (
     "\u2212\u00b0\u00b1\u00b2\u00b3\u00b7\u00d7\u00f7\u03c0\u221a\u221e\u2264\u2265\u2260\u222a"
 )
+# Atomic, since ``\sqrt`` and the like can be read in more than one way, each as often as it stands.
 _EXPRESSION = re.compile(
-    r"(?:[A-Za-z]\w? ?= ?)?(?:\\(?:text|mathrm) ?\{[^{}]*\}|\\[A-Za-z]+|\\[^A-Za-z]"
+    r"(?:[A-Za-z]\w? ?= ?)?(?>\\(?:text|mathrm) ?\{[^{}]*\}|\\[A-Za-z]+|\\[^A-Za-z]"
     r"|(?:sqrt|pi|sin|cos|tan|log|ln|exp)(?![A-Za-z])"
     rf"|{_SHORT}|[ !$%&'()*+,./0-9;<>^_`{{|}}~\[\]-]|[{_SYMBOLS}])+"
 )

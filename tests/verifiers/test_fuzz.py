@@ -86,6 +86,7 @@ LONG = (
     ),
     *(
         r"\text{",
+        r"\text{2}",
         r"\begin{pmatrix}",
         r"\\",
         "&",
@@ -124,3 +125,7 @@ def test_a_hundred_kilobytes_of_anything_take_no_time_outside_of_a_worker(piece)
             fuzz.TARGETS[name](text)
     with fuzz.watched(0.5):
         fuzz.maths(text[:1000] + b"\0" + text[:999])
+    # Nearly a formula, as short as formulas are: a pattern that can read a piece in two ways would
+    # try them all.
+    with fuzz.watched(0.5):
+        fuzz.answers((piece * 300)[:250].encode() + b"\0")
