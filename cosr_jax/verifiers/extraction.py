@@ -169,10 +169,11 @@ def _answer_tag(text: str) -> Span | None:
 
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _FRACTION = r"\\[dt]?frac\{[0-9.]+\}\{[0-9.]+\}"
-_UNSIGNED = rf"(?:(?:{_DIGITS})?{_FRACTION}|(?:{_DIGITS})(?:/[0-9]+)?)"
+# Atomic: the commas of "1,000,000" could part numbers as well, and the "and" of "1 and 2" be a unit.
+_UNSIGNED = rf"(?>(?:{_DIGITS})?{_FRACTION}|(?:{_DIGITS})(?:/[0-9]+)?)"
 _SIGNED = rf"[-\u2212+]?{_UNSIGNED}"
 _UNIT = r"(?: ?\\?%|(?: ?(?:square|cubic))? ?\u00b0?[A-Za-z]+(?:[\^/][A-Za-z0-9]+)*)"
-_PLAIN = rf"[-\u2212+]?[$\u20ac\u00a3]?{_UNSIGNED}{_UNIT}?"
+_PLAIN = rf"(?>[-\u2212+]?[$\u20ac\u00a3]?{_UNSIGNED}{_UNIT}?)"
 _NAME = r"[A-Za-z]\w? ?= ?"
 _VALUE = re.compile(
     rf"(?:{_NAME})?{_PLAIN}(?:(?:, ?|; ?|,? and | ){_PLAIN})*"
@@ -191,7 +192,7 @@ _SHORT = (
 _SYMBOLS = (
     "\u2212\u00b0\u00b1\u00b2\u00b3\u00b7\u00d7\u00f7\u03c0\u221a\u221e\u2264\u2265\u2260\u222a"
 )
-# Atomic, since ``\sqrt`` and the like can be read in more than one way, each as often as it stands.
+# Atomic, since ``\sqrt`` and ``\text{cm}`` could be read in pieces as well.
 _EXPRESSION = re.compile(
     r"(?:[A-Za-z]\w? ?= ?)?(?>\\(?:text|mathrm) ?\{[^{}]*\}|\\[A-Za-z]+|\\[^A-Za-z]"
     r"|(?:sqrt|pi|sin|cos|tan|log|ln|exp)(?![A-Za-z])"
