@@ -323,9 +323,22 @@ def _verifier_config(call: Call) -> VerifierConfig:
 
 def _doctor_flags(values: flags.FlagValues) -> None:
     _define_workdir(values, "also check that this folder can hold a run")
+    flags.DEFINE_string(
+        "curator",
+        None,
+        "check this language-model server instead: its URL, or 'URL model=... key=... input=... "
+        "output=...' as in config.curator.llm.endpoints",
+        flag_values=values,
+    )
 
 
 def _doctor(call: Call) -> int:
+    if call.flags.curator is not None:
+        if call.flags.workdir is not None:
+            raise UserError("cosr doctor: --curator and --workdir", "check one at a time")
+        from cosr_jax.run import curator_check
+
+        return curator_check.check_curator(call.flags.curator)
     from cosr_jax.run import doctor
 
     return doctor.doctor(None if call.flags.workdir is None else Path(call.flags.workdir))
@@ -376,8 +389,8 @@ COMMANDS = {
         _rejudge,
     ),
     "doctor": Command(
-        "check this machine",
-        "[--workdir=DIR]",
+        "check this machine, or a curator's server",
+        "[--workdir=DIR | --curator=URL]",
         _doctor_flags,
         _doctor,
         takes_config=False,

@@ -32,6 +32,10 @@ class Exchange(BaseHTTPRequestHandler):
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             act(self)
 
+    def do_GET(self) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.server.models(self)
+
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
@@ -72,6 +76,7 @@ class OpenAiServer(socketserver.ThreadingTCPServer):
         super().__init__(("127.0.0.1", port), Exchange)
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
         self.otherwise = otherwise or answer('{"weaknesses": []}')
+        self.models = reply_json({"data": [{"id": "served", "max_model_len": 65536}]})  # to a GET
         self.stopped = threading.Event()
         self.requests: list[dict[str, Any]] = []  # bodies, in order of arrival
         self.headers: list[Message] = []  # their headers; names in any case

@@ -7,11 +7,12 @@ JSONDecodeError, and takes ``{"error": ...}`` with status 200 for a completion.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from cosr_jax.curator.backoff import retry_after_s
@@ -90,6 +91,14 @@ class Answer:
     model: str  # "": the host did not tell
 
 
+@dataclasses.dataclass(frozen=True)
+class Served:
+    """A model that a server lists."""
+
+    name: str
+    context: int  # tokens of prompt and answer together; 0: the server does not tell
+
+
 class _TooLarge(Exception):
     """The body went over ``MAX_BODY_BYTES``."""
 
@@ -154,14 +163,31 @@ class Connection:
         Raises:
           Failure: anything but a well-formed completion came back.
         """
-        import openai
-
-        try:
-            create = self._client.chat.completions.with_streaming_response.create
+        create = self._client.chat.completions.with_streaming_response.create
+        with self._named_failures():
             # extra_body alone: the package would refuse or drop fields that it does not know.
             async with create(messages=[], model=body["model"], extra_body=dict(body)) as response:
                 raw = await response.read()
             return parse_body(raw, response.headers.get("content-type", ""))
+
+    async def models(self) -> tuple[Served, ...]:
+        """The models that the server lists.
+
+        Raises:
+          Failure: anything but a list of models came back.
+        """
+        with self._named_failures():
+            async with self._client.models.with_streaming_response.list() as response:
+                raw = await response.read()
+            return parse_models(raw, response.headers.get("content-type", ""))
+
+    @contextlib.contextmanager
+    def _named_failures(self) -> Iterator[None]:
+        """Turns whatever a request can end in into a ``Failure``."""
+        import openai
+
+        try:
+            yield
         except openai.APIStatusError as error:
             raise self._clean(_status_failure(error)) from None
         except _TooLarge:
@@ -252,6 +278,30 @@ def parse_body(raw: bytes, content_type: str) -> Answer:
     Raises:
       Failure: it is none.
     """
+    body = _json_object(raw, content_type)
+    complaint = body.get("error")
+    if complaint and not body.get("choices"):
+        raise Failure("server_error", "error_in_200", _one_line(json.dumps(complaint)))
+    return _first_choice(body)
+
+
+def parse_models(raw: bytes, content_type: str) -> tuple[Served, ...]:
+    """Reads a list of models: their ids and, where a server tells, their contexts.
+
+    Raises:
+      Failure: it is none.
+    """
+    listed = _json_object(raw, content_type).get("data")
+    if not isinstance(listed, list):
+        raise Failure("schema", "no_list", "the body holds no list of models")
+    return tuple(
+        Served(model["id"], _count(model.get("max_model_len")) or 0)  # vLLM's and SGLang's name
+        for model in listed
+        if isinstance(model, dict) and isinstance(model.get("id"), str)
+    )
+
+
+def _json_object(raw: bytes, content_type: str) -> dict[str, Any]:
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -266,10 +316,7 @@ def parse_body(raw: bytes, content_type: str) -> Answer:
         raise Failure("not_json", "bad_json", f"{error}: {_one_line(text)}") from None
     if not isinstance(body, dict):
         raise Failure("schema", "bad_envelope", f"the body is no object: {_one_line(text)}")
-    complaint = body.get("error")
-    if complaint and not body.get("choices"):
-        raise Failure("server_error", "error_in_200", _one_line(json.dumps(complaint)))
-    return _first_choice(body)
+    return body
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import importlib.metadata
 import importlib.util
 import os
@@ -13,12 +12,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 
 from cosr_jax.config import VerifierConfig
+from cosr_jax.run.checks import Check, ask_all
 from cosr_jax.run.plan import COMPILE_ONLY
 from cosr_jax.student.sources import cache_dir
 from cosr_jax.types import Completion, Outcome, Task, UserError
@@ -37,29 +37,13 @@ _GIB = 2**30
 _TOPOLOGY = "v5e:2x2"
 
 
-@dataclasses.dataclass(frozen=True)
-class Check:
-    """A named question; ``ask`` answers in words or raises ``UserError``."""
-
-    name: str
-    ask: Callable[[], str]
-
-
 def doctor(workdir: Path | None = None) -> int:
     """Prints what was found and returns the exit code: 0, or 1 where something has to be mended.
 
     Args:
       workdir: the folder a run is meant for; None checks the current one.
     """
-    failed = 0
-    for check in checks(workdir):
-        try:
-            mark, found = "ok  ", check.ask()
-        except UserError as error:
-            mark, found = "FAIL", str(error)
-            failed += 1
-        print(f"{mark} {check.name:9} {found}", flush=True)
-    return 1 if failed else 0
+    return ask_all(checks(workdir))
 
 
 def checks(workdir: Path | None) -> tuple[Check, ...]:
