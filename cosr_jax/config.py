@@ -203,6 +203,18 @@ class CuratorConfig:
     max_failures: int = setting(
         256, "latest failed training samples that the curator is shown; 0: none", low=0
     )
+    kl_low: float = setting(
+        0.5, "least scale of grpo.kl_coef that a round may have", above=0.0, high=1.0
+    )
+    kl_high: float = setting(
+        2.0, "largest scale of grpo.kl_coef that a round may have", low=1.0, high=100.0
+    )
+    group_low: int = setting(
+        0, "samples of a task in a round of small groups, which compiles anew; 0: never", low=0
+    )
+    group_high: int = setting(
+        0, "samples of a task in a round of large groups, which compiles anew; 0: never", low=0
+    )
     llm: CuratorLlmConfig = dataclasses.field(default_factory=CuratorLlmConfig)
 
 
@@ -534,6 +546,20 @@ def _check_together(config: RunConfig) -> None:
         except re.error as error:
             raise UserError(
                 f"config.lora.targets: {pattern!r} is no regular expression ({error})",
+    rollout = config.rollout
+    samples = rollout.prompts_per_step * rollout.num_generations
+    for name, least, most in (
+        ("group_low", 2, rollout.num_generations),
+        ("group_high", rollout.num_generations, samples),
+    ):
+        size = getattr(config.curator, name)
+        if size and not least <= size <= most:
+            raise UserError(
+                f"config.curator.{name}: {size} is not within {least} and {most}, as "
+                f"config.rollout has {rollout.prompts_per_step} groups of "
+                f"{rollout.num_generations} samples",
+                "set it to 0, or change it or config.rollout",
+            )
                 "write e.g. attn\\..*",
             ) from error
     parse_suites(config.eval.test)

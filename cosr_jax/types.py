@@ -329,6 +329,8 @@ class Plan:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+    kl_scale: float = 1.0  # factor of ``grpo.kl_coef`` in this round
+    group_size: int = 0  # samples of a task in this round; 0: ``rollout.num_generations``
         """Rebuilds a plan from ``to_dict`` after a trip through JSON."""
         mixture = tuple((cell, float(weight)) for cell, weight in values["mixture"])
         authored = tuple(Task.from_dict(task) for task in values.get("authored", ()))

@@ -239,7 +239,8 @@ class LlmCurator(Curator):
             plan = self._base.order(diagnosis, now.options, chosen)
         scale = plan.learning_rate_scale
         if now.advice.learning_rate_scale != 1.0:
-            scale *= now.advice.learning_rate_scale
+            scale = scale * now.advice.learning_rate_scale
+            scale = min(max(scale, llm.learning_rate_low), llm.learning_rate_high)
             choice += f"; learning rate scaled by {now.advice.learning_rate_scale:g}"
         return dataclasses.replace(plan, reason=plan.reason + choice, learning_rate_scale=scale)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cosr_jax.config import CuratorConfig
-from cosr_jax.curator import bandit, strategies
-from cosr_jax.curator.curriculum import nearest_the_zone
+from cosr_jax.curator import bandit, strategies, tuning
+from cosr_jax.curator.curriculum import mixture_share, nearest_the_zone
 from cosr_jax.curator.mastery import CellMastery
 from cosr_jax.protocols import Curator, Lab
 from cosr_jax.types import CellEvidence, Diagnosis, Plan, UserError
@@ -46,6 +46,7 @@ class ProceduralCurator(Curator):
       cells: the task source's grid, as "skill/level".
       num_generations: samples in a GRPO group.
       steps_per_round: optimizer steps in a plan.
+      has_kl: whether GRPO steps have a KL term, which ``tuning`` may scale.
 
     Raises:
       UserError: focus or guard names a cell that is not in ``cells``, or one twice.
@@ -58,6 +59,7 @@ class ProceduralCurator(Curator):
         cells: Sequence[str],
         num_generations: int,
         steps_per_round: int,
+        has_kl: bool = False,
     ):
         if not cells or num_generations < 2 or steps_per_round < 1:
             raise ValueError(
@@ -79,11 +81,14 @@ class ProceduralCurator(Curator):
         self._cells = tuple(cells)
         self._group_size = num_generations
         self._steps = steps_per_round
+        self._has_kl = has_kl
         self._masteries = {cell: CellMastery() for cell in self._cells}
         self._bandit: bandit.BanditState = {}
         self._peaks: dict[str, float] = {}
         self._last_plan: Plan | None = None
         self._decisions: list[dict[str, Any]] = []
+        self._tunings: bandit.BanditState = {}  # rule -> arms, see ``tuning``
+        self._trial = ("", "")  # rule and arm of the last plan; "" without one
 
     @property
     def cells(self) -> tuple[str, ...]:
@@ -191,7 +196,12 @@ class ProceduralCurator(Curator):
         )
 
     def commit(self, diagnosis: Diagnosis, plan: Plan) -> Plan:
-        """Takes ``plan`` as the round's, whoever made it; its gain is due next."""
+        """Takes ``plan`` as the round's, whoever made it; its gain is due next.
+
+        Returns:
+          The plan with the change of a hyper-parameter that is due, if one is.
+        """
+        plan = self._tuned(diagnosis, plan)
         self._last_plan = plan
         for cell, _ in plan.mixture:
             self._peaks.setdefault(cell, 0.0)
@@ -206,6 +216,29 @@ class ProceduralCurator(Curator):
         )
         return plan
 
+    def _tuned(self, diagnosis: Diagnosis, plan: Plan) -> Plan:
+        """``plan`` with the change that its measurements call for and past gains do not forbid."""
+        self._trial = ("", "")
+        if plan.algorithm != "grpo":
+            return plan
+        view = self._view()
+        shares = {cell: view.share(cell) for cell, _ in plan.mixture}
+        change = tuning.propose(
+            self._config,
+            tuning.Situation(
+                group_size=self._group_size,
+                has_kl=self._has_kl,
+                has_fallen=_learning_rate_scale(diagnosis)[0] < 1.0,
+                gains=[decision["gain"] for decision in self._decisions],
+                informative=mixture_share(plan.mixture, shares),
+            ),
+        )
+        if change is None:
+            return plan
+        is_ordered = tuning.is_ordered(self._tunings, change, self._config.exploration)
+        self._trial = (change.name, change.name if is_ordered else tuning.AS_CONFIGURED)
+        return change.applied(plan) if is_ordered else plan
+
     def observe_gain(self, plan: Plan, gain: float) -> None:
         """Credits ``plan``'s strategy, in its context, with the change of validation accuracy.
 
@@ -215,9 +248,11 @@ class ProceduralCurator(Curator):
         """
         if plan != self._last_plan or self._decisions[-1]["gain"] is not None:
             raise ValueError(f"no gain is due for the plan {plan.strategy!r} ({plan.reason})")
-        self._bandit = bandit.update(
-            self._bandit, plan.context, plan.strategy, reward_of_gain(gain)
-        )
+        reward = reward_of_gain(gain)
+        self._bandit = bandit.update(self._bandit, plan.context, plan.strategy, reward)
+        rule, arm = self._trial
+        if rule:
+            self._tunings = bandit.update(self._tunings, rule, arm, reward)
         self._decisions[-1]["gain"] = gain
 
     def state_dict(self) -> dict[str, Any]:
@@ -228,6 +263,8 @@ class ProceduralCurator(Curator):
             "peaks": dict(self._peaks),
             "last_plan": self._last_plan.to_dict() if self._last_plan else None,
             "decisions": self.decisions,
+            "tunings": bandit.to_dict(self._tunings),
+            "trial": list(self._trial),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -247,6 +284,9 @@ class ProceduralCurator(Curator):
         plan = state["last_plan"]
         self._last_plan = None if plan is None else Plan.from_dict(plan)
         self._decisions = [dict(decision) for decision in state["decisions"]]
+        self._tunings = bandit.from_dict(state.get("tunings", {}))
+        rule, arm = state.get("trial", ("", ""))
+        self._trial = (rule, arm)
 
     def observe(self, diagnosis: Diagnosis) -> None:
         """Takes in the evidence of a round; the first part of ``plan``.

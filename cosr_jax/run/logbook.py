@@ -70,6 +70,8 @@ class Logbook:
                 "curriculum/replay_fraction": plan.replay_fraction,
                 "curriculum/learning_rate_scale": plan.learning_rate_scale,
                 "curriculum/num_cells": len(plan.mixture),
+                "curriculum/kl_scale": plan.kl_scale,
+                "curriculum/group_size": plan.group_size or self._config.rollout.num_generations,
                 "curriculum/num_authored": len(plan.authored),
             }
             | {f"curriculum/mastery/{cell}": rate for cell, rate in rates.items()}

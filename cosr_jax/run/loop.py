@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cosr_jax.config import RunConfig, config_hash
@@ -261,15 +262,26 @@ class Run:
         """The student's own answers, judged: a GRPO batch of the groups with a signal."""
         config, state, school = self.config, self.state, self.school
         seed = derive_seed(config.seed, "practice", state.step)
-        count = config.rollout.prompts_per_step
-        tasks = draw_tasks(plan, count, school.source, school.replay, school.admission, seed)
-        groups = self.sample(tasks, seed)
+        prompts, size = config.rollout.prompts_per_step, config.rollout.num_generations
+        # Groups of another size share out the same number of samples, so batches keep their shape.
+        count = prompts * size // (plan.group_size or size)
+        tasks = draw_tasks(
+            plan,
+            count,
+            school.source,
+            school.replay,
+            school.admission,
+            seed,
+            least=min(count, prompts),
+        )
+        groups = self.sample(tasks, seed, plan.group_size)
         school.replay.add(tasks)
         state.tally.count(groups)
         self.keep_failures(groups)
-        state.evidence = merge_evidence(
-            [*state.evidence, *count_evidence(groups, config.verifier.accept)]
-        )
+        evidence = count_evidence(groups, config.verifier.accept)
+        if plan.group_size:  # whether such groups are mixed says nothing about the usual ones
+            evidence = [dataclasses.replace(e, groups=0, informative_groups=0) for e in evidence]
+        state.evidence = merge_evidence([*state.evidence, *evidence])
         batch, _ = grpo_batch(
             groups, school.shapes["grpo"], scale_advantages=config.grpo.scale_advantages
         )
@@ -312,6 +324,8 @@ class Run:
             old, _ = self.school.logprobs(self.arrays.lora, base, batch)
             batch = dataclasses.replace(batch, old_logprobs=old)
         for _ in range(updates):
+        if plan.algorithm == "grpo" and config.grpo.kl_coef > 0:
+            batch = dataclasses.replace(batch, kl_scale=jnp.float32(plan.kl_scale))
             self.arrays, metrics = self.school.steps[plan.algorithm](
                 self.arrays, base, batch, learning_rate(config, plan)
             )
@@ -428,8 +442,8 @@ class Run:
         self.state.generated_tokens += result.generated_tokens
         return result
 
-    def sample(self, tasks: list[Task], seed: int, count: int | None = None) -> list[RolloutGroup]:
-        """A judged group of ``count`` samples of each task; as many as in practice if None."""
+    def sample(self, tasks: list[Task], seed: int, count: int = 0) -> list[RolloutGroup]:
+        """A judged group of ``count`` samples of each task; 0: ``rollout.num_generations``."""
         rooms = self.rooms
         groups = sample_groups(
             tasks,

@@ -114,7 +114,7 @@ def compile_step(
     """
     step = make_train_step(student, objective, train, mesh, dropout_seed)
     several = isinstance(objective, GrpoObjective) and objective.config.updates_per_batch > 1
-    batch = abstract_batch(shape, with_old_logprobs=several)
+    batch = abstract_batch(shape, several, with_kl=objective.needs_reference)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
     started = time.monotonic()
     state = jax.eval_shape(lambda lora: init_state(lora, train), student.lora)
@@ -132,7 +132,7 @@ def compile_step(
     )
 
 
-def abstract_batch(shape: BatchShape, with_old_logprobs: bool) -> TrainBatch:
+def abstract_batch(shape: BatchShape, with_old_logprobs: bool, with_kl: bool = False) -> TrainBatch:
     """A batch of ``jax.ShapeDtypeStruct`` leaves at the shape's longest lengths."""
     prompt, completion = (shape.rows, shape.max_prompt), (shape.rows, shape.max_completion)
     like: Any = jax.ShapeDtypeStruct
@@ -145,6 +145,7 @@ def abstract_batch(shape: BatchShape, with_old_logprobs: bool) -> TrainBatch:
         like(completion, jnp.float32),
         like((), jnp.int32),
         like(completion, jnp.float32) if with_old_logprobs else None,
+        like((), jnp.float32) if with_kl else None,
     )
 
 

@@ -49,6 +49,7 @@ def draw_tasks(
     admission: Admission,
     seed: int,
     fits: Callable[[Task], bool] = lambda task: True,
+    least: int | None = None,
 ) -> list[Task]:
     """``count`` distinct training tasks: authored, replayed, and fresh ones by the plan's mixture.
 
@@ -63,6 +64,7 @@ def draw_tasks(
       admission: what fresh tasks must pass.
       seed: of every draw.
       fits: tasks for which it is False are passed over, e.g. when a worked solution is too long.
+      least: tasks that will do where there are not ``count``; None: no fewer.
 
     Raises:
       UserError: the mixture's cells do not yield enough admissible tasks.
@@ -86,7 +88,7 @@ def draw_tasks(
         admitted = admission.admit(fresh).tasks
         chosen |= {task.key: task for task in admitted}
         fruitless = 0 if admitted else fruitless + missing
-    if len(chosen) < count:
+    if len(chosen) < (count if least is None else least):
         raise UserError(
             f"cells {', '.join(cells)} yield {len(chosen)} distinct tasks of {count} wanted",
             "widen config.curator.focus, lower config.rollout.prompts_per_step and "

@@ -65,7 +65,8 @@ CuratorMaker = Callable[[RunConfig, tuple[str, ...]], Curator]
 def make_curator(config: RunConfig, cells: tuple[str, ...]) -> Curator:
     """The curator that ``config.curator.kind`` names."""
     generations, steps = config.rollout.num_generations, config.train.steps_per_round
-    procedural = ProceduralCurator(config.curator, cells, generations, steps)
+    has_kl = config.grpo.kl_coef > 0
+    procedural = ProceduralCurator(config.curator, cells, generations, steps, has_kl)
     if config.curator.kind == "llm":
         return LlmCurator(config.curator, procedural, config.seed)
     return procedural

@@ -34,6 +34,7 @@ class TrainBatch:
     old_logprobs: jax.Array | None = (
         None  # float32 [rows, completion]; None: the policy is the old one
     )
+    kl_scale: jax.Array | None = None  # float32 scalar: factor of ``grpo.kl_coef``; None: 1
 
     @property
     def rows(self) -> int:

@@ -96,7 +96,8 @@ class GrpoObjective:
         sums = {"entropy": _masked_sum(entropy, mask)}
         if reference is not None:
             kl = kl_estimate(jnp.where(mask, logprobs - reference, 0.0), config.kl_estimator)
-            per_token = per_token + config.kl_coef * kl
+            scale = 1.0 if batch.kl_scale is None else batch.kl_scale
+            per_token = per_token + config.kl_coef * scale * kl
             sums["kl"] = _masked_sum(kl, mask)
         low = (ratio < 1 - config.clip_low) & (advantages < 0)
         high = (ratio > 1 + config.clip_high) & (advantages > 0)

@@ -1,5 +1,6 @@
 """Whole runs on a tiny student: what they leave behind, how they end, and what they refuse."""
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -24,11 +25,12 @@ from tiny_student import WRONG, write_student
 from cosr_jax.config import config_hash
 from cosr_jax.curator import procedural
 from cosr_jax.main import main
+from cosr_jax.protocols import Curator
 from cosr_jax.run import loop
 from cosr_jax.run.evaluate import evaluate
 from cosr_jax.run.rooms import open_rooms
 from cosr_jax.run.workdir import open_workdir
-from cosr_jax.types import CATEGORIES, Outcome, UserError, Verdict
+from cosr_jax.types import CATEGORIES, Outcome, Plan, UserError, Verdict
 from cosr_jax.verifiers.pool import VerifierPool
 
 
@@ -417,3 +419,44 @@ def test_grpo_without_signal_is_cut_short_and_gives_way_to_sft(
     first, second = report(tmp_path / "run")["strategies"]
     assert "GRPO" in first["reason"]
     assert "no signal" in second["reason"] and "SFT on verified samples" in second["reason"]
+
+
+@pytest.mark.slow
+def test_a_round_of_other_groups_costs_one_more_sampler_and_is_followed_by_the_usual_ones(
+    student, here, tmp_path, monkeypatch
+):
+    class Sizes(Curator):
+        """Groups of 8, of the usual 4, and of 8 again; all on one cell."""
+
+        def __init__(self, config, cells):
+            self.sizes = iter((8, 0, 8))
+
+        def plan(self, diagnosis, lab):
+            size = next(self.sizes)
+            usual = Plan("reinforce", "grpo", (("counting/1", 1.0),), 1, 0.0, 1.0, "", "as it is")
+            return dataclasses.replace(usual, group_size=size, kl_scale=2.0 if size else 1.0)
+
+    schools, shapes, update = [], set(), loop.Run.update
+
+    def noting(run, plan, batch):
+        schools.append(run.school)
+        shapes.add((batch.prompt_tokens.shape, batch.completion_tokens.shape))
+        return update(run, plan, batch)
+
+    monkeypatch.setattr(loop.Run, "update", noting)
+    config = tiny_config(
+        student,
+        curator={"min_informative": 0.0},
+        grpo={"kl_coef": 0.01},
+        train={"max_rounds": 3, "steps_per_round": 1},
+        convergence={"patience": 10},
+    )
+    loop.train(config, tmp_path / "run", make_curator=Sizes)
+    counts = collections.Counter((s["step"], s["prompt"]) for s in samples(tmp_path / "run"))
+    groups = [sorted(n for (at, _), n in counts.items() if at == step) for step in (1, 2, 3)]
+    assert groups == [[8, 8], [4, 4, 4, 4], [8, 8]]  # 16 samples each, in the same batch shape
+    rows = [row for row in metrics(tmp_path / "run") if "curriculum/group_size" in row]
+    assert [row["curriculum/group_size"] for row in rows] == [8, 4, 8]
+    assert [row["curriculum/kl_scale"] for row in rows] == [2.0, 1.0, 2.0]
+    assert {rows for (rows, _), _ in shapes} == {16}
+    assert schools[0].steps["grpo"]._cache_size() == len(shapes)  # lengths alone make programs
