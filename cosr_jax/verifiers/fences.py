@@ -40,7 +40,7 @@ PYTHON = re.compile(r"i?py(?:thon|py)?[-0-9.]*|sage|tool_code")
 _RUN = re.compile(r"`{3,}|^(?P<indent>[ \t]*)~{3,}", re.MULTILINE)
 _PREFIX = re.compile(r"[ \t>]*(?:(?:[-*+]|[0-9]{1,3}[.)])[ \t]+)?")
 _LABEL = re.compile(
-    r"[ \t]*\{?[ \t]*\.?"
+    r"[ \t]*+\{?+[ \t]*+\.?"
     r"((?:python3?|py)(?=(?:def|class|import|from|async) )|[A-Za-z][\w+#.-]*)"
 )
 _OPENS_INLINE = re.compile(r"[ \t]*(?:def|class|import|from|async def)[ \t]+\w+|[ \t]*print\(")

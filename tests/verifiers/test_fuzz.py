@@ -127,6 +127,8 @@ def test_a_hundred_kilobytes_of_anything_take_no_time_outside_of_a_worker(piece)
         with fuzz.watched(0.5):  # 50 ms on a quiet machine
             fuzz.TARGETS[name](text)
     with fuzz.watched(0.5):
+        fuzz.code(b"```" + text)
+    with fuzz.watched(0.5):
         fuzz.maths(text[:1000] + b"\0" + text[:999])
     # Nearly a formula, as short as formulas are: a pattern that can read a piece in two ways would
     # try them all.
