@@ -216,6 +216,13 @@ class Verdict:
     seconds: float = 0.0  # wall time spent judging
     detail: str = ""  # for people and for the curator, e.g. "TimeoutError: 2 s"
     is_subjective: bool = False  # a language model's opinion lowered it
+    unanswered: int = 0  # items of a checklist that nobody answered: it stands without them
+    is_left_out: bool = False  # of training, by ``config.verifier.train_on_subjective``
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether training may use its reward."""
+        return self.outcome is not Outcome.ERROR and not self.is_left_out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,8 +246,8 @@ class RolloutGroup:
 
     @property
     def is_informative(self) -> bool:
-        """Whether the judged rewards differ, so that group-relative advantages are not all zero."""
-        rewards = {v.reward for v in self.verdicts if v.outcome is not Outcome.ERROR}
+        """Whether the rewards to train on differ, so that not all advantages in it are zero."""
+        rewards = {v.reward for v in self.verdicts if v.is_trainable}
         return len(rewards) > 1
 
 
@@ -322,6 +329,8 @@ class Plan:
     reason: str  # the measurements that led here, in words
     authored: tuple[Task, ...] = ()  # tasks written for this round, drawn beside the mixture
     authored_share: float = 0.0  # share of prompts drawn from them, in [0, 1]
+    kl_scale: float = 1.0  # factor of ``grpo.kl_coef`` in this round
+    group_size: int = 0  # samples of a task in this round; 0: ``rollout.num_generations``
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON-serialisable values; ``from_dict`` is the inverse."""
@@ -329,8 +338,6 @@ class Plan:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
-    kl_scale: float = 1.0  # factor of ``grpo.kl_coef`` in this round
-    group_size: int = 0  # samples of a task in this round; 0: ``rollout.num_generations``
         """Rebuilds a plan from ``to_dict`` after a trip through JSON."""
         mixture = tuple((cell, float(weight)) for cell, weight in values["mixture"])
         authored = tuple(Task.from_dict(task) for task in values.get("authored", ()))
