@@ -76,7 +76,7 @@ def _write_tiny(folder: Path) -> None:
     # Larger than a fresh model's weights, so that predictions are far from uniform.
     base = jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, random_base(abstract.base, seed=0))
     named = ((path, variable.get_raw_value()) for path, variable in base.flat_state())
-    write_tensors(folder, hf_tensors(named))
+    write_tensors(folder, hf_tensors(abstract.config, named))
     words = Tokenizer(WordLevel({f"t{i}": i for i in range(96)}, unk_token="t0"))
     words.pre_tokenizer = WhitespaceSplit()
     PreTrainedTokenizerFast(

@@ -52,7 +52,7 @@ def export(
         base_name = source if is_hub_id(source) else str(folder.resolve())
         export_adapter(student, config.lora, target, base_name, replace=out is None)
     else:
-        student = dataclasses.replace(student, base=load_base(student.base, folder))
+        student = dataclasses.replace(student, base=load_base(student, folder))
         export_merged(student, config.lora, target, folder, replace=out is None)
     print(f"{target}: {format} export of step {restored.step}")
     return target

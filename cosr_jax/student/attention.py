@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cosr_jax.student.layers import LayerContext, Linear, rotate
+from cosr_jax.student.layers import LayerContext, LayerKind, Linear, RMSNorm
 from cosr_jax.student.shape import ModelConfig
 
 
 class Attention(nnx.Module):
     """Grouped-query causal attention (arXiv:2305.13245)."""
 
-    def __init__(self, config: ModelConfig, make_linear: Callable[..., Linear]):
+    def __init__(self, config: ModelConfig, make_linear: Callable[..., Linear], param_dtype: Any):
+        layers = config.num_hidden_layers
         self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         d, q, kv = (
@@ -24,23 +25,83 @@ class Attention(nnx.Module):
             self.num_heads * self.head_dim,
             self.num_kv_heads * self.head_dim,
         )
-        self.q_proj = make_linear("attn.q_proj", d, q, ("embed", "heads"))
-        self.k_proj = make_linear("attn.k_proj", d, kv, ("embed", "kv_heads"))
-        self.v_proj = make_linear("attn.v_proj", d, kv, ("embed", "kv_heads"))
-        self.o_proj = make_linear("attn.o_proj", q, d, ("heads", "embed"))
+        bias = config.qkv_bias
+        self.q_proj = make_linear("attn.q_proj", d, q, ("embed", "heads"), bias)
+        self.k_proj = make_linear("attn.k_proj", d, kv, ("embed", "kv_heads"), bias)
+        self.v_proj = make_linear("attn.v_proj", d, kv, ("embed", "kv_heads"), bias)
+        self.o_proj = make_linear("attn.o_proj", q, d, ("heads", "embed"), config.output_bias)
+        self.normed, self.has_sinks = config.qk_norm, config.attention_sinks
+        if self.normed:
+            eps, offset = config.rms_norm_eps, config.norm_offset
+            self.q_norm = RMSNorm(layers, self.head_dim, eps, param_dtype, offset)
+            self.k_norm = RMSNorm(layers, self.head_dim, eps, param_dtype, offset)
+        if self.has_sinks:
+            sinks = jnp.zeros((layers, self.num_heads), param_dtype)
+            self.sinks = nnx.Param(sinks, axes=("layers", "heads"))
+        # Whoever attends divides by sqrt(head_dim); another divisor goes into the queries.
+        self.query_scale = (self.head_dim / (config.query_scalar or self.head_dim)) ** 0.5
 
-    def __call__(self, x, context: LayerContext, keys: list[Any], attend):
-        """``attend(q, k, v) -> [batch, time, heads, head_dim]``; also returns k and v."""
+    def __call__(self, x, context: LayerContext, layer: LayerKind, keys: list[Any], attend):
+        """``attend(q, k, v, window, sinks) -> [batch, time, heads, head_dim]``.
+
+        ``window`` is the layer's (None: no layer slides), ``sinks`` float32 [heads] or None.
+        Returns what goes to the residual stream, and k and v.
+        """
         batch, time, _ = x.shape
 
         def heads(linear: Linear, number: int, key: Any) -> jax.Array:
             return linear(x, context.adapters, key).reshape(batch, time, number, self.head_dim)
 
-        q = rotate(heads(self.q_proj, self.num_heads, keys[0]), context.cos, context.sin)
-        k = rotate(heads(self.k_proj, self.num_kv_heads, keys[1]), context.cos, context.sin)
+        q = heads(self.q_proj, self.num_heads, keys[0])
+        k = heads(self.k_proj, self.num_kv_heads, keys[1])
         v = heads(self.v_proj, self.num_kv_heads, keys[2])
-        out = attend(q, k, v).reshape(batch, time, -1)
+        if self.normed:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = context.rotate(q, layer), context.rotate(k, layer)
+        if self.query_scale != 1.0:
+            q = q * self.query_scale
+        sinks = self.sinks[...].astype(jnp.float32) if self.has_sinks else None
+        out = attend(q, k, v, layer.window, sinks).reshape(batch, time, -1)
         return self.o_proj(out, context.adapters, keys[3]), (k, v)
+
+
+def attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, sinks: jax.Array | None = None
+) -> jax.Array:
+    """Softmax attention of whole sequences.
+
+    Args:
+      q: [batch, time, heads, head_dim].
+      k: [batch, time, kv_heads, head_dim].
+      v: same.
+      mask: bool [batch, 1, time, time], True where a query sees a key.
+      sinks: float32 [heads], logits of an imaginary key whose value is zero (gpt-oss; the same
+        idea in arXiv:2309.17453); None for plain attention.
+
+    Returns:
+      [batch, time, heads, head_dim].
+    """
+    if sinks is None:
+        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+    time = k.shape[1]
+    extra = [(0, 0), (0, 1), (0, 0), (0, 0)]
+    is_extra = (jnp.arange(time + 1) == time).reshape(1, 1, 1, -1)
+    bias = jnp.where(is_extra, sinks[None, :, None, None], 0.0)
+    seen = jnp.pad(mask, [(0, 0), (0, 0), (0, 0), (0, 1)], constant_values=True)
+    return jax.nn.dot_product_attention(
+        q, jnp.pad(k, extra), jnp.pad(v, extra), bias.astype(q.dtype), seen
+    )
+
+
+def within_window(mask: jax.Array, positions: jax.Array, window: jax.Array | None) -> jax.Array:
+    """``mask`` [batch, 1, time, time] without what lies ``window`` or more tokens back.
+
+    ``positions`` [batch, time] count from 0 in each segment; None for ``window`` changes nothing.
+    """
+    if window is None:
+        return mask
+    back = positions[:, :, None] - positions[:, None, :]
+    return mask & (back < window)[:, None]
 
 
 def causal_mask(segment_ids: jax.Array) -> jax.Array:

@@ -25,7 +25,14 @@ class KVCache:
 
 
 def attend_cached(
-    q: jax.Array, layer: KVCache, k: jax.Array, v: jax.Array, column: jax.Array
+    q: jax.Array,
+    layer: KVCache,
+    k: jax.Array,
+    v: jax.Array,
+    column: jax.Array,
+    position: jax.Array,
+    window: jax.Array | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Attention of one new token a row to its prompt and to the tokens generated so far.
 
@@ -38,6 +45,9 @@ def attend_cached(
       k: [rows, kv_heads, head_dim], the new token's key.
       v: same, its value.
       column: int32 scalar; the new token's column.
+      position: int32 [rows]; the new token's position.
+      window: int32 scalar; tokens that it sees back, itself included.  None: all.
+      sinks: float32 [heads]; logits of a key that takes weight and adds nothing.  None: no such.
 
     Returns:
       [rows, heads, head_dim].
@@ -51,15 +61,26 @@ def attend_cached(
     to_prompt = jnp.einsum(
         "pskqh,pkch->pskqc", q, layer.prompt_k, preferred_element_type=jnp.float32
     )
-    to_prompt = jnp.where(layer.prompt_mask[:, None, None, None, :], to_prompt, -jnp.inf)
+    in_prompt = layer.prompt_mask[:, None, None, None, :]
+    in_own = jnp.arange(keys.shape[2]) <= column
+    if window is not None:
+        key_position = jnp.cumsum(layer.prompt_mask, -1) - 1
+        back = position.reshape(prompts, -1, 1) - key_position[:, None, :]
+        in_prompt = in_prompt & (back < window)[:, :, None, None, :]
+        in_own = in_own & (column - jnp.arange(keys.shape[2]) < window)
+    to_prompt = jnp.where(in_prompt, to_prompt, -jnp.inf)
     by_row = (prompts, rows // prompts, *keys.shape[1:])
     to_own = jnp.einsum(
         "pskqh,pskch->pskqc", q, keys.reshape(by_row), preferred_element_type=jnp.float32
     )
-    to_own = jnp.where(jnp.arange(keys.shape[2]) <= column, to_own, -jnp.inf)
+    to_own = jnp.where(in_own, to_own, -jnp.inf)
     scores = jnp.concatenate([to_prompt, to_own], -1) * head_dim**-0.5
+    if sinks is not None:
+        sinks = sinks.reshape(1, 1, kv_heads, -1, 1)
+        scores = jnp.concatenate([scores, jnp.broadcast_to(sinks, (*scores.shape[:-1], 1))], -1)
     weights = jax.nn.softmax(scores, -1).astype(q.dtype)
-    on_prompt, on_own = jnp.split(weights, [to_prompt.shape[-1]], -1)
+    width = to_prompt.shape[-1]
+    on_prompt, on_own = weights[..., :width], weights[..., width : width + keys.shape[2]]
     out = jnp.einsum("pskqc,pkch->pskqh", on_prompt, layer.prompt_v)
     out = out + jnp.einsum("pskqc,pskch->pskqh", on_own, values.reshape(by_row))
     return out.reshape(rows, num_heads, head_dim)

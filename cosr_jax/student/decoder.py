@@ -16,13 +16,15 @@ from flax import nnx
 
 from cosr_jax import sharding
 from cosr_jax.config import LoraConfig
-from cosr_jax.student.attention import Attention, causal_mask
+from cosr_jax.student.attention import Attention, attend, causal_mask, within_window
 from cosr_jax.student.cache import KVCache, attend_cached
-from cosr_jax.student.layers import LayerContext, Linear, RMSNorm
+from cosr_jax.student.layers import LayerContext, LayerKind, Linear, RMSNorm
 from cosr_jax.student.lora import adapted_names
 from cosr_jax.student.mlp import Mlp
+from cosr_jax.student.names import linear_names
 from cosr_jax.student.shape import ModelConfig
 
+#: Of a decoder without experts.
 LINEARS = (
     "attn.q_proj",
     "attn.k_proj",
@@ -35,23 +37,33 @@ LINEARS = (
 
 
 class Block(nnx.Module):
-    """One decoder layer with pre-norms; made stacked, applied one layer at a time."""
+    """One decoder layer with pre-norms, and post-norms where the family has them.
+
+    Made stacked, applied one layer at a time.
+    """
 
     def __init__(self, config: ModelConfig, make_linear: Callable[..., Linear], param_dtype: Any):
-        layers, size, eps = config.num_hidden_layers, config.hidden_size, config.rms_norm_eps
-        self.attn_norm = RMSNorm(layers, size, eps, param_dtype)
-        self.attn = Attention(config, make_linear)
-        self.mlp_norm = RMSNorm(layers, size, eps, param_dtype)
-        self.mlp = Mlp(config, make_linear)
+        def norm() -> RMSNorm:
+            layers, size, eps = config.num_hidden_layers, config.hidden_size, config.rms_norm_eps
+            return RMSNorm(layers, size, eps, param_dtype, config.norm_offset)
 
-    def __call__(self, x, context: LayerContext, dropout_key, attend):
+        self.post_norms = config.post_norms
+        self.attn_norm = norm()
+        self.attn = Attention(config, make_linear, param_dtype)
+        self.mlp_norm = norm()
+        self.mlp = Mlp(config, make_linear)
+        if self.post_norms:
+            self.attn_post_norm, self.mlp_post_norm = norm(), norm()
+
+    def __call__(self, x, context: LayerContext, layer: LayerKind, dropout_key, attend):
         keys: list[Any] = [None] * len(LINEARS)
         if dropout_key is not None:
             keys = list(jax.random.split(dropout_key, len(LINEARS)))
         x = sharding.constrain(x, "batch", "time", "hidden")
-        attended, kv = self.attn(self.attn_norm(x), context, keys[:4], attend)
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x), context, keys[4:]), kv
+        attended, kv = self.attn(self.attn_norm(x), context, layer, keys[:4], attend)
+        x = x + (self.attn_post_norm(attended) if self.post_norms else attended)
+        fed = self.mlp(self.mlp_norm(x), context, keys[4:])
+        return x + (self.mlp_post_norm(fed) if self.post_norms else fed), kv
 
 
 class Decoder(nnx.Module):
@@ -65,12 +77,18 @@ class Decoder(nnx.Module):
         compute_dtype: Any,
         remat: str,
     ):
-        adapted = () if lora is None else adapted_names(lora, LINEARS)
+        adapted = () if lora is None else adapted_names(lora, linear_names(config))
 
-        def make_linear(name: str, in_features: int, out_features: int, axes: tuple[str, str]):
+        def make_linear(
+            name: str,
+            in_features: int,
+            out_features: int,
+            axes: tuple[str, str],
+            bias: bool = False,
+        ):
             own = lora if name in adapted else None
             return Linear(
-                config.num_hidden_layers, in_features, out_features, axes, param_dtype, own
+                config.num_hidden_layers, in_features, out_features, axes, param_dtype, own, bias
             )
 
         self.config = config
@@ -81,7 +99,8 @@ class Decoder(nnx.Module):
             axes=("vocab", "hidden"),
         )
         self.layers = Block(config, make_linear, param_dtype)
-        self.norm = RMSNorm(None, config.hidden_size, config.rms_norm_eps, param_dtype)
+        size, eps = config.hidden_size, config.rms_norm_eps
+        self.norm = RMSNorm(None, size, eps, param_dtype, config.norm_offset)
         if not config.tie_word_embeddings:
             self.lm_head = nnx.Param(
                 jnp.zeros((config.hidden_size, config.vocab_size), param_dtype),
@@ -94,7 +113,7 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., vocab] of final hidden states [..., hidden]."""
-        return project(hidden, self.head_kernel())
+        return project(hidden, self.head_kernel(), self.config.logit_softcap)
 
     def __call__(
         self,
@@ -180,16 +199,19 @@ class Decoder(nnx.Module):
         graphdef, state = nnx.split(self.layers)
 
         def layer(x, inputs):
-            weights, (prompt_k, prompt_v, own_k, own_v) = inputs
+            weights, kind, (prompt_k, prompt_v, own_k, own_v) = inputs
             past = KVCache(prompt_k, prompt_v, cache.prompt_mask, own_k, own_v)
 
-            def attend(q, k, v):
-                return attend_cached(q[:, 0], past, k[:, 0], v[:, 0], column)[:, None]
+            def attend_past(q, k, v, window, sinks):
+                new = attend_cached(
+                    q[:, 0], past, k[:, 0], v[:, 0], column, positions, window, sinks
+                )
+                return new[:, None]
 
-            return nnx.merge(graphdef, weights)(x, context, None, attend)
+            return nnx.merge(graphdef, weights)(x, context, kind, None, attend_past)
 
         stacked = (cache.prompt_k, cache.prompt_v, cache.k, cache.v)
-        x, (k, v) = jax.lax.scan(layer, x, (state, stacked))
+        x, (k, v) = jax.lax.scan(layer, x, (state, self._kinds(), stacked))
         # Written once for all layers: an update inside the scan would copy the cache every layer.
         start = (0, 0, 0, column, 0)
         cache = dataclasses.replace(
@@ -203,13 +225,29 @@ class Decoder(nnx.Module):
         # Each chip looks up what its share of the vocabulary holds, for all rows of its replica.
         tokens = sharding.constrain(tokens, "replica", "time")
         x = jnp.take(self.embed[...], tokens, axis=0).astype(self.compute_dtype)
+        if self.config.embedding_scale != 1.0:
+            x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
         return sharding.constrain(x, "batch", "time", "hidden")
 
     def _context(self, positions, adapters) -> LayerContext:
-        angles = positions[..., None, None].astype(jnp.float32) * jnp.asarray(
-            self.config.inverse_frequencies()
-        ).reshape(1, 1, 1, -1)
-        return LayerContext(jnp.cos(angles), jnp.sin(angles), adapters)
+        frequencies, factors, _ = self.config.rotations()
+        angles = positions[None, ..., None, None].astype(jnp.float32) * jnp.asarray(
+            frequencies
+        ).reshape(len(factors), 1, 1, 1, -1)
+        cos, sin = jnp.cos(angles), jnp.sin(angles)
+        if (factors != 1.0).any():
+            hotter = jnp.asarray(factors).reshape(-1, 1, 1, 1, 1)
+            cos, sin = cos * hotter, sin * hotter
+        return LayerContext(cos, sin, adapters)
+
+    def _kinds(self) -> LayerKind:
+        """In what the layers differ, stacked like their weights."""
+        _, _, rotation = self.config.rotations()
+        window = self.config.windows()
+        return LayerKind(
+            jnp.asarray(rotation) if rotation.any() else None,
+            None if window is None else jnp.asarray(window),
+        )
 
     def _forward(self, tokens, positions, segment_ids, adapters, dropout_key, keep_kv):
         x = self._embed(tokens)
@@ -217,12 +255,12 @@ class Decoder(nnx.Module):
         context = self._context(positions, adapters)
         graphdef, state = nnx.split(self.layers)
 
-        def attend(q, k, v):
-            return jax.nn.dot_product_attention(q, k, v, mask=mask)
+        def attend_segments(q, k, v, window, sinks):
+            return attend(q, k, v, within_window(mask, positions, window), sinks)
 
         def layer(x, inputs):
-            weights, key = inputs
-            x, kv = nnx.merge(graphdef, weights)(x, context, key, attend)
+            weights, kind, key = inputs
+            x, kv = nnx.merge(graphdef, weights)(x, context, kind, key, attend_segments)
             return x, kv if keep_kv else None
 
         if self.remat == "layer":
@@ -230,12 +268,14 @@ class Decoder(nnx.Module):
         keys = None
         if dropout_key is not None:
             keys = jax.random.split(dropout_key, self.config.num_hidden_layers)
-        x, kept = jax.lax.scan(layer, x, (state, keys))
+        x, kept = jax.lax.scan(layer, x, (state, self._kinds(), keys))
         return self.norm(x), kept
 
 
-def project(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+def project(hidden: jax.Array, kernel: jax.Array, softcap: float = 0.0) -> jax.Array:
     """float32 logits [..., vocab] of hidden states [..., hidden] under kernel [hidden, vocab].
+
+    Unless ``softcap`` is 0.0, logits become softcap * tanh(logits / softcap).
 
     On a mesh every chip multiplies all tokens of its replica by its share of the vocabulary.
     """
@@ -244,4 +284,6 @@ def project(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
     kernel = sharding.constrain(kernel.astype(hidden.dtype), "hidden", "vocab")
     logits = jnp.matmul(tokens, kernel, preferred_element_type=jnp.float32)
     logits = sharding.constrain(logits, "replica", "vocab")
+    if softcap:
+        logits = softcap * jnp.tanh(logits / softcap)
     return logits.reshape(*hidden.shape[:-1], -1)

@@ -14,7 +14,7 @@ from cosr_jax.student.lora import lora_scale
 
 
 class Linear(nnx.Module):
-    """x W with an optional adapter; its weights are stacked over layers when made."""
+    """x W, with an optional bias and adapter; its weights are stacked over layers when made."""
 
     def __init__(
         self,
@@ -24,11 +24,16 @@ class Linear(nnx.Module):
         axes: tuple[str, str],
         param_dtype: Any,
         lora: LoraConfig | None,
+        bias: bool = False,
     ):
         self.kernel = nnx.Param(
             jnp.zeros((num_layers, in_features, out_features), param_dtype),
             axes=("layers", *axes),
         )
+        if bias:
+            self.bias = nnx.Param(
+                jnp.zeros((num_layers, out_features), param_dtype), axes=("layers", axes[1])
+            )
         self.scale = 0.0 if lora is None else lora_scale(lora)
         self.dropout = 0.0 if lora is None else lora.dropout
         if lora is not None:
@@ -47,6 +52,8 @@ class Linear(nnx.Module):
         # One token axis: adapter gradients that contract two axes miss XLA CPU's fast product.
         tokens = x.reshape(-1, x.shape[-1])
         out = tokens @ self.kernel[...].astype(x.dtype)
+        if hasattr(self, "bias"):
+            out = out + self.bias[...].astype(x.dtype)[None]
         if adapters and self.scale:
             inputs = tokens
             if self.dropout and dropout_key is not None:
@@ -58,17 +65,23 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm in float32 (arXiv:1910.07467); stacked when ``num_layers`` is given."""
+    """Root-mean-square norm in float32 (arXiv:1910.07467); stacked when ``num_layers`` is given.
 
-    def __init__(self, num_layers: int | None, size: int, eps: float, param_dtype: Any):
+    Multiplies by weight + offset: Gemma stores its weights around zero, with an offset of one.
+    """
+
+    def __init__(
+        self, num_layers: int | None, size: int, eps: float, param_dtype: Any, offset: float = 0.0
+    ):
         stack, axes = ((), ()) if num_layers is None else ((num_layers,), ("layers",))
-        self.weight = nnx.Param(jnp.ones((*stack, size), param_dtype), axes=(*axes, "norm"))
-        self.eps = eps
+        start = jnp.full((*stack, size), 1.0 - offset, param_dtype)
+        self.weight = nnx.Param(start, axes=(*axes, "norm"))
+        self.eps, self.offset = eps, offset
 
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         normed = wide * jax.lax.rsqrt(jnp.mean(wide**2, -1, keepdims=True) + self.eps)
-        weight = self.weight[...].astype(jnp.float32)
+        weight = self.weight[...].astype(jnp.float32) + self.offset
         return (normed * weight.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
@@ -83,6 +96,24 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 class LayerContext:
     """What every layer of one forward pass shares."""
 
-    cos: jax.Array  # float32 [batch, time, 1, head_dim / 2]
+    cos: jax.Array  # float32 [kinds of rotation, batch, time, 1, head_dim / 2]
     sin: jax.Array
     adapters: bool
+
+    def rotate(self, x: jax.Array, layer: LayerKind) -> jax.Array:
+        """RoPE on x [batch, time, heads, head_dim], as that layer does it."""
+        kind = 0 if layer.rotation is None else layer.rotation
+        return rotate(x, self.cos[kind], self.sin[kind])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LayerKind:
+    """In what one layer differs from the others; scanned beside the weights.
+
+    All layers run the same traced body, so these are numbers that it reads, not branches of
+    Python.  None where all layers are alike.
+    """
+
+    rotation: jax.Array | None  # int32 scalar: which kind of ``LayerContext``
+    window: jax.Array | None  # int32 scalar: tokens that attention sees back

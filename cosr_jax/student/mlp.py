@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,17 +12,23 @@ from flax import nnx
 from cosr_jax.student.layers import LayerContext, Linear
 from cosr_jax.student.shape import ModelConfig
 
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
 
 class Mlp(nnx.Module):
-    """SwiGLU (arXiv:2002.05202)."""
+    """A gated MLP: SwiGLU, or GeGLU (arXiv:2002.05202)."""
 
     def __init__(self, config: ModelConfig, make_linear: Callable[..., Linear]):
-        d, f = config.hidden_size, config.intermediate_size
-        self.gate_proj = make_linear("mlp.gate_proj", d, f, ("embed", "mlp"))
-        self.up_proj = make_linear("mlp.up_proj", d, f, ("embed", "mlp"))
-        self.down_proj = make_linear("mlp.down_proj", f, d, ("mlp", "embed"))
+        d, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.activation = config.activation
+        self.gate_proj = make_linear("mlp.gate_proj", d, f, ("embed", "mlp"), bias)
+        self.up_proj = make_linear("mlp.up_proj", d, f, ("embed", "mlp"), bias)
+        self.down_proj = make_linear("mlp.down_proj", f, d, ("mlp", "embed"), bias)
 
     def __call__(self, x, context: LayerContext, keys: list[Any]):
-        gate = jax.nn.silu(self.gate_proj(x, context.adapters, keys[0]))
+        gate = ACTIVATIONS[self.activation](self.gate_proj(x, context.adapters, keys[0]))
         up = self.up_proj(x, context.adapters, keys[1])
         return self.down_proj(gate * up, context.adapters, keys[2])

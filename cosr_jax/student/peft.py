@@ -22,6 +22,7 @@ from cosr_jax import sharding
 from cosr_jax.config import LoraConfig
 from cosr_jax.student.lora import lora_scale
 from cosr_jax.student.model import Student
+from cosr_jax.student.names import hf_module
 from cosr_jax.student.tensor_files import (
     building,
     copy_tokenizer,
@@ -29,7 +30,7 @@ from cosr_jax.student.tensor_files import (
     read_json,
     write_tensors,
 )
-from cosr_jax.student.weights import hf_module, hf_tensors
+from cosr_jax.student.weights import hf_tensors
 from cosr_jax.types import UserError
 
 CONFIG_NAME = "adapter_config.json"
@@ -147,7 +148,7 @@ def export_merged(
     with building(folder, replace) as fresh:
         (fresh / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         copy_tokenizer(source, fresh)
-        write_tensors(fresh, hf_tensors(_merged(student, lora)))
+        write_tensors(fresh, hf_tensors(student.config, _merged(student, lora)))
 
 
 def _merged(student: Student, lora: LoraConfig) -> Iterator[tuple[tuple[Any, ...], jax.Array]]:
@@ -162,7 +163,7 @@ def _merged(student: Student, lora: LoraConfig) -> Iterator[tuple[tuple[Any, ...
 
     for path, variable in student.base.flat_state():
         value, module = variable.get_raw_value(), path[:-1]
-        if (*module, "lora_a") in adapters:
+        if path[-1] == "kernel" and (*module, "lora_a") in adapters:
             value = add(value, adapters[*module, "lora_a"], adapters[*module, "lora_b"])
         yield path, value
 
@@ -200,7 +201,7 @@ def _linears(lora: nnx.State) -> list[str]:
 
 def _peft_name(path: tuple[Any, ...], layer: int) -> str:
     """("layers", "attn", "q_proj", "lora_a") -> PEFT's name in that layer."""
-    module = hf_module(".".join(path[1:-1])).format(layer)
+    module = hf_module(".".join(path[1:-1])).format(layer=layer)
     return f"base_model.model.{module}.lora_{path[-1][-1].upper()}.weight"
 
 

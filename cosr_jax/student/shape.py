@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from cosr_jax.student.families import MoeConfig, read_options, with_defaults
+from cosr_jax.student.rope import RopeScaling, Scaling, inverse_frequencies
 from cosr_jax.types import UserError
 
+__all__ = ["ModelConfig", "MoeConfig", "RopeScaling"]
 
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3's stretching of RoPE for long contexts, in the terms of config.json."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: float  # tokens
+_FILE = "take the file that came with the weights"
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape of a Llama-family decoder, in the terms of a Hugging Face config.json."""
+    """Shape of a decoder: a Llama, and by how much another family differs from it.
+
+    The first fields are in the terms of a Hugging Face config.json; each option's default is
+    Llama's.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -36,7 +35,23 @@ class ModelConfig:
     rms_norm_eps: float
     rope_theta: float
     tie_word_embeddings: bool
-    rope_scaling: RopeScaling | None = None  # None for plain RoPE
+    rope_scaling: Scaling | None = None  # None for plain RoPE
+    activation: str = "silu"  # of the MLP's gate; or "gelu_pytorch_tanh"
+    qkv_bias: bool = False  # on the query, key and value projections
+    output_bias: bool = False  # on attention's output projection
+    mlp_bias: bool = False
+    qk_norm: bool = False  # norms over each head of queries and keys, before rotation
+    query_scalar: float = 0.0  # scores are divided by its square root; 0.0: head_dim
+    attention_sinks: bool = False  # a logit per head that takes weight and adds nothing
+    sliding_window: int = 0  # tokens, the query's own included, that a sliding layer sees
+    sliding_layers: tuple[int, ...] = ()
+    sliding_rope_theta: float = 0.0  # plain RoPE of the sliding layers; 0.0: that of all layers
+    unrotated_layers: tuple[int, ...] = ()  # layers without positions (NoPE, arXiv:2305.19466)
+    post_norms: bool = False  # norms also after attention and MLP, before the residual sum
+    norm_offset: float = 0.0  # norms multiply by weight + offset
+    embedding_scale: float = 1.0
+    logit_softcap: float = 0.0  # logits become cap tanh(logit / cap); 0.0: off
+    moe: MoeConfig | None = None  # None: every layer has a plain MLP
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> ModelConfig:
@@ -45,28 +60,8 @@ class ModelConfig:
         Raises:
           UserError: another architecture, a missing key, or an option that is not supported.
         """
-        if values.get("model_type") != "llama":
-            raise UserError(
-                f"config.json: model_type {values.get('model_type')!r} is not supported",
-                "use a Llama-family student (model_type 'llama', e.g. SmolLM2 or Llama 3)",
-            )
-        for key, wanted in (
-            ("hidden_act", "silu"),
-            ("attention_bias", False),
-            ("mlp_bias", False),
-        ):
-            if values.get(key, wanted) != wanted:
-                raise UserError(
-                    f"config.json: {key} {values[key]!r} is not supported",
-                    f"use a student with {key} {wanted!r}",
-                )
+        values = with_defaults(values)
         try:
-            rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-            kind = rope.get("rope_type", rope.get("type", "default"))
-            if kind not in ("default", "llama3"):
-                raise UserError(
-                    f"config.json: rope_type {kind!r} is not supported", "use 'default' or 'llama3'"
-                )
             heads = int(values["num_attention_heads"])
             config = cls(
                 vocab_size=int(values["vocab_size"]),
@@ -77,22 +72,14 @@ class ModelConfig:
                 num_key_value_heads=int(values.get("num_key_value_heads") or heads),
                 head_dim=int(values.get("head_dim") or values["hidden_size"] // heads),
                 rms_norm_eps=float(values.get("rms_norm_eps", 1e-6)),
-                rope_theta=float(values.get("rope_theta") or rope.get("rope_theta", 10_000.0)),
                 tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
-                rope_scaling=None
-                if kind == "default"
-                else RopeScaling(
-                    **{f.name: float(rope[f.name]) for f in dataclasses.fields(RopeScaling)}
-                ),
+                **read_options(values),
             )
         except KeyError as error:
-            raise UserError(
-                f"config.json: key {error} is missing", "take the file that came with the weights"
-            ) from error
+            raise UserError(f"config.json: key {error} is missing", _FILE) from error
         except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
             raise UserError(
-                f"config.json: a value is of the wrong kind ({error})",
-                "take the file that came with the weights",
+                f"config.json: a value is of the wrong kind ({error})", _FILE
             ) from error
         for name in (
             "vocab_size",
@@ -104,32 +91,53 @@ class ModelConfig:
             "head_dim",
         ):
             if getattr(config, name) < 1:
-                raise UserError(
-                    f"config.json: {name} {getattr(config, name)} is under 1",
-                    "take the file that came with the weights",
-                )
+                raise UserError(f"config.json: {name} {getattr(config, name)} is under 1", _FILE)
         if config.num_attention_heads % config.num_key_value_heads:
             raise UserError(
                 f"config.json: num_key_value_heads {config.num_key_value_heads} does not divide "
                 f"num_attention_heads {config.num_attention_heads}",
-                "take the file that came with the weights",
+                _FILE,
             )
         return config
 
-    def inverse_frequencies(self) -> np.ndarray:
-        """RoPE's frequencies, float32 [head_dim / 2] (arXiv:2104.09864, section 3.2.2).
+    @property
+    def dense_layers(self) -> tuple[int, ...]:
+        """Layers with a plain MLP."""
+        layers = tuple(range(self.num_hidden_layers))
+        return layers if self.moe is None else self.moe.dense_layers
 
-        With ``rope_scaling``, long wavelengths are stretched by ``factor``, short ones kept, and
-        those between blended linearly in the number of turns within the original context, as
-        Llama 3.1 does (facebook's ``apply_scaling``; transformers ``_compute_llama3_parameters``).
+    @property
+    def sparse_layers(self) -> tuple[int, ...]:
+        """Layers with a mixture of experts."""
+        return tuple(i for i in range(self.num_hidden_layers) if i not in self.dense_layers)
+
+    def inverse_frequencies(self) -> np.ndarray:
+        """RoPE's frequencies, float32 [head_dim / 2], of layers that do not slide."""
+        return inverse_frequencies(self.rope_theta, self.head_dim, self.rope_scaling)
+
+    def rotations(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The kinds of rotation among the layers.
+
+        Returns:
+          Frequencies float32 [kinds, head_dim / 2], factors on cosines and sines float32 [kinds],
+          and each layer's kind int32 [layers].
         """
-        exponents = np.arange(0, self.head_dim, 2, dtype=np.float32) / self.head_dim
-        frequencies = 1.0 / self.rope_theta**exponents
-        scaling = self.rope_scaling
-        if scaling is None:
-            return frequencies.astype(np.float32)
-        turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-        low, high = scaling.low_freq_factor, scaling.high_freq_factor
-        keep = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        stretched = frequencies / scaling.factor
-        return (keep * frequencies + (1 - keep) * stretched).astype(np.float32)
+        factor = getattr(self.rope_scaling, "attention_factor", 1.0)
+        kinds = [(self.inverse_frequencies(), factor)]
+        of_layer = np.zeros(self.num_hidden_layers, np.int32)
+        if self.sliding_rope_theta:
+            of_layer[list(self.sliding_layers)] = len(kinds)
+            kinds.append((inverse_frequencies(self.sliding_rope_theta, self.head_dim, None), 1.0))
+        if self.unrotated_layers:
+            of_layer[list(self.unrotated_layers)] = len(kinds)
+            kinds.append((np.zeros(self.head_dim // 2, np.float32), 1.0))  # turns by nothing
+        frequencies, factors = zip(*kinds, strict=True)
+        return np.stack(frequencies), np.array(factors, np.float32), of_layer
+
+    def windows(self) -> np.ndarray | None:
+        """How many tokens each layer sees back, int32 [layers]; None where all see everything."""
+        if not self.sliding_layers:
+            return None
+        windows = np.full(self.num_hidden_layers, np.iinfo(np.int32).max, np.int32)
+        windows[list(self.sliding_layers)] = self.sliding_window
+        return windows

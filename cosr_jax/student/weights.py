@@ -15,44 +15,11 @@ from jax.sharding import Mesh
 from cosr_jax import sharding
 from cosr_jax.config import LoraConfig, StudentConfig
 from cosr_jax.student.lora import init_lora
-from cosr_jax.student.model import LINEARS, ModelConfig, Student, abstract_student
+from cosr_jax.student.model import ModelConfig, Student, abstract_student
+from cosr_jax.student.names import HfName, hf_names
 from cosr_jax.student.sources import resolve_source
 from cosr_jax.student.tensor_files import TensorFolder, read_json
 from cosr_jax.types import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class HfName:
-    """The tensor(s) behind one variable."""
-
-    template: str  # with "{}" for the layer number where the variable is stacked
-    transposed: bool  # Hugging Face stores linears as [out, in]
-
-    @property
-    def stacked(self) -> bool:
-        """Whether the variable has a leading layers axis."""
-        return "{}" in self.template
-
-
-def hf_module(linear: str) -> str:
-    """Hugging Face's module of a linear: "attn.q_proj" -> "model.layers.{}.self_attn.q_proj"."""
-    return f"model.layers.{{}}.{linear.replace('attn.', 'self_attn.')}"
-
-
-#: Path in the base state -> Hugging Face's name.
-HF_NAMES: dict[tuple[Any, ...], HfName] = {
-    ("embed",): HfName("model.embed_tokens.weight", False),
-    ("norm", "weight"): HfName("model.norm.weight", False),
-    ("lm_head",): HfName("lm_head.weight", True),
-    ("layers", "attn_norm", "weight"): HfName("model.layers.{}.input_layernorm.weight", False),
-    ("layers", "mlp_norm", "weight"): HfName(
-        "model.layers.{}.post_attention_layernorm.weight", False
-    ),
-    **{
-        ("layers", *linear.split("."), "kernel"): HfName(f"{hf_module(linear)}.weight", True)
-        for linear in LINEARS
-    },
-}
 
 
 def load_config(source: str) -> ModelConfig:
@@ -83,51 +50,56 @@ def load_student(
     folder = resolve_source(config.source)
     model = ModelConfig.from_hf(read_json(folder / "config.json"))
     abstract = abstract_student(model, config, lora)
-    base = load_base(abstract.base, folder, mesh)
+    base = load_base(abstract, folder, mesh)
     return dataclasses.replace(abstract, base=base, lora=init_lora(abstract.lora, seed, mesh))
 
 
-def load_base(abstract: nnx.State, folder: Path, mesh: Mesh | None = None) -> nnx.State:
-    """Frozen weights from a folder, in the dtypes and shapes of ``abstract``.
+def load_base(student: Student, folder: Path, mesh: Mesh | None = None) -> nnx.State:
+    """Frozen weights from a folder, in the dtypes and shapes of ``student``, concrete or abstract.
 
     Raises:
       UserError: a file cannot be read, or a tensor is missing, unexpected or of another shape.
     """
     tensors = TensorFolder(folder)
-    _check_names(tensors, abstract)
+    names = hf_names(student.config)
+    _check_names(tensors, student.base, names)
     leaves = {}
-    for path, variable in abstract.flat_state():
+    for path, variable in student.base.flat_state():
         like = variable.get_raw_value()
         where: jax.sharding.Sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         if mesh is not None:
             axes = variable.get_metadata()["axes"]
             where = sharding.array_sharding(mesh, axes, like.shape, ".".join(map(str, path)))
-        leaves[path] = variable.replace(_read_variable(tensors, HF_NAMES[path], like, where))
+        leaves[path] = variable.replace(_read_variable(tensors, names[path], like, where))
     return nnx.State.from_flat_path(leaves)
 
 
 def hf_tensors(
-    variables: Iterable[tuple[tuple[Any, ...], jax.Array]],
+    config: ModelConfig, variables: Iterable[tuple[tuple[Any, ...], jax.Array]]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Host copies under Hugging Face's names and shapes, one layer after another.
 
     Args:
+      config: the student's shape.
       variables: path in the base state, and value.
     """
+    names = hf_names(config)
     for path, value in variables:
-        name = HF_NAMES[path]
-        for layer in range(value.shape[0]) if name.stacked else (None,):
-            part = np.asarray(value if layer is None else value[layer])
-            yield name.template.format(layer), part.T if name.transposed else part
+        name = names[path]
+        for row in (None,) if name.layers is None else range(len(name.layers)):
+            part = np.asarray(value if row is None else value[row])
+            yield name.tensor(row), part.T if name.transposed else part
 
 
-def _check_names(tensors: TensorFolder, abstract: nnx.State) -> None:
+def _check_names(
+    tensors: TensorFolder, abstract: nnx.State, names: dict[tuple[Any, ...], HfName]
+) -> None:
     expected: dict[str, tuple[int, ...]] = {}
     for path, variable in abstract.flat_state():
-        name, shape = HF_NAMES[path], variable.get_raw_value().shape
-        layers, shape = (shape[0], shape[1:]) if name.stacked else (1, shape)
-        for layer in range(layers):
-            expected[name.template.format(layer)] = shape[::-1] if name.transposed else shape
+        name, shape = names[path], variable.get_raw_value().shape
+        rows, shape = ((None,), shape) if name.layers is None else (range(shape[0]), shape[1:])
+        for row in rows:
+            expected[name.tensor(row)] = shape[::-1] if name.transposed else shape
     # Left by older exporters: a copy of the tied embedding, and buffers that are recomputed.
     unused = {name for name in tensors.names if name.endswith("rotary_emb.inv_freq")}
     if ("lm_head",) not in dict(abstract.flat_state()):
@@ -141,7 +113,7 @@ def _check_names(tensors: TensorFolder, abstract: nnx.State) -> None:
             more = f" (and {len(others)} more)" if others else ""
             raise UserError(
                 f"{tensors.folder}: tensor {first!r}{more} {what}",
-                "take config.json and weights of the same Llama-family model",
+                "take config.json and weights of the same model",
             )
     for tensor, shape in expected.items():
         if tensors.shape(tensor) != shape:
@@ -165,11 +137,11 @@ def _read_variable(
         return parts[bounds]
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
-        if not name.stacked:
-            return one(name.template, index)
+        if name.layers is None:
+            return one(name.tensor(None), index)
         out = np.empty([s.stop - s.start for s in index], like.dtype)
-        for row, layer in enumerate(range(index[0].start, index[0].stop)):
-            out[row] = one(name.template.format(layer), index[1:])
+        for place, row in enumerate(range(index[0].start, index[0].stop)):
+            out[place] = one(name.tensor(row), index[1:])
         return out
 
     def one(tensor: str, index: tuple[slice, ...]) -> np.ndarray:

@@ -50,11 +50,17 @@ def batch_logprobs(
         batch.completion_tokens,
         temperature,
         chunk,
+        module.config.logit_softcap,
     )
 
 
 def completion_logprobs(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, temperature: float, chunk: int
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    temperature: float,
+    chunk: int,
+    softcap: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """log softmax(hidden @ kernel / temperature)[target] and the softmax's entropy, in chunks.
 
@@ -71,6 +77,8 @@ def completion_logprobs(
       temperature: positive.
       chunk: tokens whose logits exist at once; time is cut so that ``rows`` x its piece stays
         under it, one column at least.
+      softcap: of the logits, before the temperature (``project``); its slope, 1 - (logit /
+        softcap)^2, is then in the vector too.  0.0: none.
 
     Returns:
       float32 [rows, time] each.
@@ -88,32 +96,34 @@ def completion_logprobs(
     def join(x: jax.Array) -> jax.Array:  # [pieces, rows, columns] -> [rows, time]
         return jnp.moveaxis(x, 0, 1).reshape(rows, pieces * columns)[:, :time]
 
-    logprobs, entropy = _in_pieces(cut(hidden), kernel, cut(targets), temperature)
+    logprobs, entropy = _in_pieces(cut(hidden), kernel, cut(targets), temperature, softcap)
     return join(logprobs), join(entropy)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def _in_pieces(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, temperature: float
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, temperature: float, softcap: float
 ) -> tuple[jax.Array, jax.Array]:
     """float32 [pieces, rows, columns] log-probabilities and entropies, a piece at a time."""
 
     def piece(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        logprobs, entropy, _ = _softmax(*inputs, kernel, temperature)
+        logprobs, entropy, _, _ = _softmax(*inputs, kernel, temperature, softcap)
         return logprobs, entropy
 
     return jax.lax.map(piece, (hidden, targets))
 
 
 def _in_pieces_forward(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, temperature: float
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, temperature: float, softcap: float
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
     def piece(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         inside, chosen = inputs
-        logprobs, entropy, softmax = _softmax(inside, chosen, kernel, temperature)
+        logprobs, entropy, softmax, logits = _softmax(inside, chosen, kernel, temperature, softcap)
         onehot = jax.nn.one_hot(chosen.reshape(-1), kernel.shape[1], dtype=softmax.dtype)
-        rise = ((onehot - softmax) / temperature).astype(inside.dtype)
-        pull = (rise @ kernel.T.astype(inside.dtype)).reshape(inside.shape)
+        rise = (onehot - softmax) / temperature
+        if softcap:
+            rise = rise * (1 - (logits / softcap) ** 2)
+        pull = (rise.astype(inside.dtype) @ kernel.T.astype(inside.dtype)).reshape(inside.shape)
         return logprobs, entropy, sharding.constrain(pull, "batch", None, "hidden")
 
     logprobs, entropy, pull = jax.lax.map(piece, (hidden, targets))
@@ -121,7 +131,10 @@ def _in_pieces_forward(
 
 
 def _in_pieces_backward(
-    temperature: float, pull: jax.Array, cotangents: tuple[jax.Array, jax.Array]
+    temperature: float,
+    softcap: float,
+    pull: jax.Array,
+    cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, None, None]:
     along_logprobs, _ = cotangents
     return (along_logprobs[..., None] * pull).astype(pull.dtype), None, None
@@ -131,12 +144,16 @@ _in_pieces.defvjp(_in_pieces_forward, _in_pieces_backward)
 
 
 def _softmax(
-    hidden: jax.Array, targets: jax.Array, kernel: jax.Array, temperature: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """float32 log-probabilities and entropies [rows, columns]; softmax [rows x columns, vocab]."""
-    logits = project(hidden.reshape(-1, hidden.shape[-1]), kernel) / temperature
-    logprobs = logits - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    hidden: jax.Array, targets: jax.Array, kernel: jax.Array, temperature: float, softcap: float
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """float32 log-probabilities and entropies [rows, columns].
+
+    And the softmax and the logits before the temperature, float32 [rows x columns, vocab].
+    """
+    logits = project(hidden.reshape(-1, hidden.shape[-1]), kernel, softcap)
+    heated = logits / temperature
+    logprobs = heated - jax.nn.logsumexp(heated, axis=-1, keepdims=True)
     softmax = jnp.exp(logprobs)
     chosen = jnp.take_along_axis(logprobs, targets.reshape(-1, 1), axis=-1)
     entropy = -(softmax * logprobs).sum(-1)
-    return chosen.reshape(targets.shape), entropy.reshape(targets.shape), softmax
+    return chosen.reshape(targets.shape), entropy.reshape(targets.shape), softmax, logits

@@ -132,7 +132,7 @@ def test_a_merged_folder_answers_as_the_adapted_student(name, tmp_path):
     source, student = write_folder(tmp_path / "source", name), trained(name)
     (source / "tokenizer.json").write_text("{}")
     export_merged(student, LORA, tmp_path / "merged", source)
-    merged = dataclasses.replace(student, base=load_base(student.base, tmp_path / "merged"))
+    merged = dataclasses.replace(student, base=load_base(student, tmp_path / "merged"))
     prompts = reference(name)["prompts"]
     adapted = run(student, prompts)
     np.testing.assert_allclose(run(merged, prompts, adapters=False), adapted, atol=2e-4)
@@ -152,7 +152,7 @@ def test_merging_fresh_adapters_changes_no_bit(tmp_path):
 def test_a_bfloat16_student_merges_into_bfloat16(tmp_path):
     source, student = write_folder(tmp_path / "source", "tiny_llama"), trained()
     half = abstract_student(student.config, StudentConfig(param_dtype="bfloat16"), LORA)
-    half = dataclasses.replace(half, base=load_base(half.base, source), lora=student.lora)
+    half = dataclasses.replace(half, base=load_base(half, source), lora=student.lora)
     export_merged(half, LORA, tmp_path / "merged", source)
     assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "bfloat16"
     name = "model.layers.0.mlp.up_proj.weight"

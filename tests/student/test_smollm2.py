@@ -31,7 +31,7 @@ def folder():
 def student(folder):
     abstract = abstract_student(load_config(SOURCE), StudentConfig(), LoraConfig(rank=1))
     lora = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), abstract.lora)
-    return abstract.graphdef, lora, load_base(abstract.base, folder)
+    return abstract.graphdef, lora, load_base(abstract, folder)
 
 
 def unpacked(values):

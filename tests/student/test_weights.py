@@ -13,23 +13,24 @@ from student_fixtures import LORA, TINY_NAMES, tiny_student, tiny_weights, write
 from cosr_jax import sharding
 from cosr_jax.config import MeshConfig, StudentConfig
 from cosr_jax.student.model import abstract_student
+from cosr_jax.student.names import hf_names
 from cosr_jax.student.tensor_files import INDEX_NAME, TensorFolder, building, write_tensors
-from cosr_jax.student.weights import HF_NAMES, hf_tensors, load_base, load_config
+from cosr_jax.student.weights import hf_tensors, load_base, load_config
 from cosr_jax.types import UserError
 
 
 @pytest.mark.parametrize("name", TINY_NAMES)
 def test_every_tensor_comes_back_under_its_name(name):
     variables = ((p, v.get_raw_value()) for p, v in tiny_student(name).base.flat_state())
-    got, wanted = dict(hf_tensors(variables)), tiny_weights(name)
+    got, wanted = dict(hf_tensors(tiny_student(name).config, variables)), tiny_weights(name)
     assert got.keys() == wanted.keys()
     for tensor, value in wanted.items():
         np.testing.assert_array_equal(got[tensor], value)
 
 
 def test_the_name_table_covers_the_model():
-    paths = {path for path, _ in tiny_student("tiny_llama3").base.flat_state()}
-    assert paths == set(HF_NAMES)
+    student = tiny_student("tiny_llama3")
+    assert {path for path, _ in student.base.flat_state()} == set(hf_names(student.config))
 
 
 @pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2), (1, 4, 2)])
@@ -37,9 +38,9 @@ def test_a_mesh_gets_the_same_weights_in_parts(sizes, tmp_path):
     folder = write_folder(tmp_path, "tiny_llama3")
     mesh = sharding.make_mesh(MeshConfig(*sizes))
     student = tiny_student("tiny_llama3")
-    abstract = abstract_student(student.config, StudentConfig(), LORA).base
+    abstract = abstract_student(student.config, StudentConfig(), LORA)
     spread = load_base(abstract, folder, mesh)
-    wanted = sharding.state_shardings(mesh, abstract).flat_state()
+    wanted = sharding.state_shardings(mesh, abstract.base).flat_state()
     for (path, got), (_, alone), (_, where) in zip(
         spread.flat_state(), student.base.flat_state(), wanted, strict=True
     ):
@@ -54,7 +55,7 @@ def test_a_mesh_gets_the_same_weights_in_parts(sizes, tmp_path):
 def test_bfloat16_rounds_once(tmp_path):
     folder = write_folder(tmp_path, "tiny_llama")
     config = load_config(str(folder))
-    abstract = abstract_student(config, StudentConfig(param_dtype="bfloat16"), LORA).base
+    abstract = abstract_student(config, StudentConfig(param_dtype="bfloat16"), LORA)
     for ours, wide in zip(
         jax.tree.leaves(load_base(abstract, folder)),
         jax.tree.leaves(tiny_student().base),
@@ -70,8 +71,8 @@ def test_an_untied_copy_of_a_tied_head_and_old_buffers_are_passed_over(tmp_path)
     weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(4, np.float32)
     write_tensors(folder, weights.items())
-    abstract = abstract_student(load_config(str(folder)), StudentConfig(), LORA).base
-    assert jax.tree.structure(load_base(abstract, folder)) == jax.tree.structure(abstract)
+    abstract = abstract_student(load_config(str(folder)), StudentConfig(), LORA)
+    assert jax.tree.structure(load_base(abstract, folder)) == jax.tree.structure(abstract.base)
 
 
 DTYPES = st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16])

@@ -18,8 +18,11 @@ from cosr_jax.train.step import make_logprobs_fn
 ROWS, TIME, WIDTH, VOCAB = 3, 7, 8, 50
 
 
-def dense(hidden, kernel, targets, temperature):
-    logprobs = jax.nn.log_softmax(hidden @ kernel / temperature)
+def dense(hidden, kernel, targets, temperature, softcap=0.0):
+    logits = hidden @ kernel
+    if softcap:
+        logits = softcap * jnp.tanh(logits / softcap)
+    logprobs = jax.nn.log_softmax(logits / temperature)
     chosen = jnp.take_along_axis(logprobs, targets[..., None], -1)[..., 0]
     return chosen, -(jnp.exp(logprobs) * logprobs).sum(-1)
 
@@ -36,20 +39,20 @@ def inputs():
 
 
 @pytest.mark.parametrize("chunk", [1, 6, 9, 21, 1000])
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_values_and_gradient_equal_the_dense_softmax(inputs, chunk, temperature):
+@pytest.mark.parametrize(("temperature", "softcap"), [(1.0, 0.0), (0.6, 0.0), (0.6, 3.0)])
+def test_values_and_gradient_equal_the_dense_softmax(inputs, chunk, temperature, softcap):
     hidden, kernel, targets, cotangent = inputs
     for ours, theirs in zip(
-        completion_logprobs(hidden, kernel, targets, temperature, chunk),
-        dense(hidden, kernel, targets, temperature),
+        completion_logprobs(hidden, kernel, targets, temperature, chunk, softcap),
+        dense(hidden, kernel, targets, temperature, softcap),
         strict=True,
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
     ours, theirs = (
         jax.grad(lambda h, f=f: (f(h)[0] * cotangent).sum())(hidden)
         for f in (
-            lambda h: completion_logprobs(h, kernel, targets, temperature, chunk),
-            lambda h: dense(h, kernel, targets, temperature),
+            lambda h: completion_logprobs(h, kernel, targets, temperature, chunk, softcap),
+            lambda h: dense(h, kernel, targets, temperature, softcap),
         )
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
