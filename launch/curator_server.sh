@@ -102,6 +102,10 @@ is_ready() {
   [[ "$answer" == HTTP/1.?' 200 '* ]]
 }
 
+for ((left = wait < 10 ? wait : 10; left > 0; left--)); do # one just killed takes some to let go
+  is_taken || break
+  sleep 1
+done
 is_taken && refuse "port $port is taken; choose another with --port, or stop what listens there"
 
 "${launch[@]}" &

@@ -154,7 +154,7 @@ def test_curator_server_waits_until_vllm_is_ready_and_takes_it_along(vllm):
         assert process.stdout.readline() == "['serve', 'openai/gpt-oss-20b'] sesame\n"
         ready = process.stderr.readline()
         assert f"cosr doctor --curator=http://127.0.0.1:{vllm['port']}/v1" in ready
-        taken = serve(vllm)
+        taken = serve(vllm, "--wait=1")
         assert "is taken" in taken.communicate(timeout=30)[1] and taken.returncode == 2
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 143
