@@ -147,6 +147,13 @@ class CuratorLlmConfig:
     )
     audit_alpha: float = setting(
         0.05, "chance of believing any untrue claim of a round", above=0.0, high=0.5
+    analysts: int = setting(
+        1,
+        "endpoints of the role analyst that look at the same failures; claims that several share "
+        "need no correction for the number of claims",
+        low=1,
+        high=16,
+    )
     )
     prior_weight: float = setting(
         1.0,

@@ -1,15 +1,17 @@
-"""Why does the student fail?  A model looks at a sample of its wrong answers and makes claims."""
+"""Why does the student fail?  Models look at a sample of its wrong answers and make claims."""
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from cosr_jax.curator import prompts
+from cosr_jax.curator.calls import CallError
 from cosr_jax.curator.client import Client
-from cosr_jax.curator.consult import consult
+from cosr_jax.curator.consult import Counsel, consult_each
 from cosr_jax.curator.failures import Failure
 from cosr_jax.curator.quoting import quoted
 from cosr_jax.curator.schemas import Context
@@ -19,34 +21,61 @@ from cosr_jax.types import CellEvidence, Completion, FailedSample
 _RATIONALE = 600
 
 
+#: Kinds with a symptom of their own; the verifier cannot tell the others apart.
+_SYMPTOM: Mapping[str, str] = {"format": "form", "incomplete": "cut"}
+
+
+def symptom(kind: str) -> str:
+    """What a verifier sees of a weakness: "form", "cut" or "value"."""
+    return _SYMPTOM.get(kind, "value")
+
+
 @dataclasses.dataclass(frozen=True)
 class Weakness:
-    """A claim about the student, in words of the model; see ``audit`` for what it is worth."""
+    """A claim about the student, in words of a model; see ``audit`` for what it is worth."""
 
     skill: str
     kind: str  # of ``schemas.KINDS_OF_WEAKNESS``
     evidence_task_ids: tuple[str, ...]
     severity: float  # in [0, 1], as the model sees it
     rationale: str  # untrusted
+    teachers: tuple[str, ...] = ()  # endpoints whose models claim it
 
     @classmethod
-    def of(cls, item: Mapping[str, Any]) -> Weakness:
-        """From a canonical item of the schema "analysis"."""
+    def of(cls, item: Mapping[str, Any], teacher: str = "") -> Weakness:
+        """From a canonical item of the schema "analysis", and whose it is."""
         ids, rationale = tuple(item["evidence_task_ids"]), quoted(item["rationale"], _RATIONALE)
-        return cls(**{**item, "evidence_task_ids": ids, "rationale": rationale})
+        teachers = (teacher,) if teacher else ()
+        return cls(
+            **{**item, "evidence_task_ids": ids, "rationale": rationale, "teachers": teachers}
+        )
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether models that do not know of each other claim it."""
+        return len(self.teachers) > 1
+
+    def joined(self, other: Weakness) -> Weakness:
+        """The same claim with the evidence of both; in words of the more severe one."""
+        first, second = sorted((self, other), key=lambda claim: -claim.severity)
+        ids = dict.fromkeys((*first.evidence_task_ids, *second.evidence_task_ids))
+        teachers = tuple(sorted({*self.teachers, *other.teachers}))
+        return dataclasses.replace(first, evidence_task_ids=tuple(ids), teachers=teachers)
 
     def to_dict(self) -> dict[str, Any]:
-        """As the canonical item."""
-        return {**dataclasses.asdict(self), "evidence_task_ids": list(self.evidence_task_ids)}
+        """As JSON-serialisable values."""
+        lists = {"evidence_task_ids": list(self.evidence_task_ids), "teachers": list(self.teachers)}
+        return {**dataclasses.asdict(self), **lists}
 
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
     """What came of an analysis."""
 
-    weaknesses: tuple[Weakness, ...]  # claims, the most severe first
+    weaknesses: tuple[Weakness, ...]  # claims, the shared ones first, then the most severe
     dropped: Mapping[str, int]  # claims that the parser could not keep, by reason
     unknown_ids: int  # ids cited that nobody has seen
+    lost: tuple[str, ...] = ()  # reasons for which analysts gave no usable answer
 
 
 def analyse(
@@ -57,8 +86,12 @@ def analyse(
     max_claims: int,
     max_tokens: int,
     seed: int,
+    analysts: int = 1,
 ) -> Analysis:
-    """Asks an analyst for the weaknesses behind ``failures``; without any there is none.
+    """Asks for the weaknesses behind ``failures``; without any there is none.
+
+    One analyst is whoever of the role's endpoints answers first; several are as many of these
+    endpoints, each asked for itself.  Those that give no usable answer are done without.
 
     Args:
       client: asks.
@@ -68,19 +101,35 @@ def analyse(
       max_claims: claims that are kept.
       max_tokens: longest prompt, estimated.
       seed: of the sample of failures that is shown.
+      analysts: models that look at the same failures; no more than the role has endpoints.
 
     Raises:
       CallError: no model gave a usable answer.
     """
     if not failures:
         return Analysis((), {}, 0)
+    names = tuple((endpoint.name,) for endpoint in client.routes["analyst"][:analysts])
     context = Context(known_skills=skills, max_items=max_claims)
     build = functools.partial(_build, [as_failure(f) for f in failures], rates, context, seed)
-    result = consult(client, build, max_tokens)
-    assert result.value is not None, "the client accepts no answer without a value"
-    claims = [Weakness.of(item) for item in result.value["weaknesses"]]
-    claims.sort(key=lambda claim: -claim.severity)
-    return Analysis(tuple(claims), result.reasons, len(result.dropped_ids))
+    answers = consult_each(client, build, max_tokens, names if len(names) > 1 else ((),))
+    heard = [answer for answer in answers if isinstance(answer, Counsel)]
+    errors = [answer for answer in answers if isinstance(answer, CallError)]
+    if not heard:
+        raise errors[0]
+    claims: dict[tuple[str, str], Weakness] = {}
+    dropped: collections.Counter[str] = collections.Counter()
+    for counsel in heard:
+        dropped.update(counsel.result.reasons)
+        assert counsel.result.value is not None, "the client accepts no answer without a value"
+        for item in counsel.result.value["weaknesses"]:
+            claim = Weakness.of(item, counsel.endpoint)
+            key = claim.skill, symptom(claim.kind)
+            claims[key] = claims[key].joined(claim) if key in claims else claim
+    ordered = sorted(claims.values(), key=lambda claim: (not claim.is_shared, -claim.severity))
+    dropped["too_many"] += len(ordered[max_claims:])
+    unknown = sum(len(counsel.result.dropped_ids) for counsel in heard)
+    lost = tuple(error.reason for error in errors)
+    return Analysis(tuple(ordered[:max_claims]), dict(+dropped), unknown, lost)
 
 
 def _build(

@@ -6,7 +6,8 @@ A claim names a skill and a kind of failure and cites failing answers.  It is ac
 2. on fresh tasks of the cells that it cites, the student fails in that way more often than on
    fresh tasks of skills of which nobody claims the same: one-sided Fisher's exact test, with
    p-values corrected for the number of claims by Holm's method, so that the chance of accepting
-   any untrue claim of a round is at most ``alpha``;
+   any untrue claim of a round is at most ``alpha``; a claim that several models share, who do not
+   know of each other, is tested at ``alpha`` by itself;
 3. it fails in that way more often than a mastered cell may fail (1 - ``zone_high``), so that a
    healthy student has no weakness, however many samples tell its good skills apart.
 
@@ -26,7 +27,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cosr_jax.curator.analysis import Weakness
+from cosr_jax.curator.analysis import Weakness, symptom
 from cosr_jax.protocols import Lab
 from cosr_jax.types import FailedSample, Outcome, RolloutGroup, Verdict
 
@@ -41,8 +42,6 @@ _CATEGORIES: Mapping[str, frozenset[str]] = {
     "logic": frozenset({"wrong_answer"}) | _BROKEN,
     "knowledge": frozenset({"wrong_answer", "missing_import", "forbidden"}) | _BROKEN,
 }
-#: Kinds that the verifier cannot tell apart have one symptom.
-_SYMPTOM = {"format": "form", "incomplete": "cut"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Finding:
     samples: int = 0
     base_failed: int = 0  # the same elsewhere
     base_samples: int = 0
-    p_value: float = 1.0  # corrected for the number of claims
+    p_value: float = 1.0  # corrected for the number of claims, unless the claim is shared
 
     @property
     def rate(self) -> float:
@@ -87,7 +86,7 @@ def audit(
       cells: the whole grid.
       lab: draws fresh tasks and has them answered.
       samples: fresh answers for each claim, and for the comparison.
-      alpha: chance of accepting any untrue claim.
+      alpha: chance of accepting any untrue claim of one model alone, and each that is shared.
       tolerated: rate of failure that is no weakness.
     """
     findings: dict[int, Finding] = {}
@@ -98,11 +97,11 @@ def audit(
         if not where:
             why = "it cites no failure of its skill"
             findings[number] = Finding(claim, False, why)
-        elif (claim.skill, _symptom(claim.kind)) in seen:
+        elif (claim.skill, symptom(claim.kind)) in seen:
             why = "it was claimed before, or the verifier cannot tell it from one that was"
             findings[number] = Finding(claim, False, why)
         else:
-            seen.add((claim.skill, _symptom(claim.kind)))
+            seen.add((claim.skill, symptom(claim.kind)))
             tested[number] = where
     answers = _fresh(tested, claims, cells, lab, samples)
     for number, where in tested.items():
@@ -110,6 +109,8 @@ def audit(
     order = sorted(tested, key=lambda number: findings[number].p_value)
     adjusted = holm([findings[number].p_value for number in order])
     for number, p_value in zip(order, adjusted, strict=True):
+        if claims[number].is_shared:
+            p_value = findings[number].p_value
         findings[number] = _decide(findings[number], p_value, alpha, tolerated)
     return tuple(findings[number] for number in range(len(claims)))
 
@@ -156,10 +157,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
         highest = max(highest, min(1.0, (len(p_values) - rank) * p_value))
         adjusted.append(highest)
     return adjusted
-
-
-def _symptom(kind: str) -> str:
-    return _SYMPTOM.get(kind, "value")
 
 
 def _cited_cells(
@@ -224,12 +221,12 @@ def _compare(
     tolerated: float,
 ) -> Finding:
     """The claim's counts and its uncorrected p-value."""
-    symptom = _symptom(claim.kind)
+    shown = symptom(claim.kind)
     here = [verdict for cell in where for verdict in answers[cell]]
     elsewhere = [
         verdict
         for cell, verdicts in answers.items()
-        if (_skill(cell), symptom) not in seen
+        if (_skill(cell), shown) not in seen
         for verdict in verdicts
     ]
     failed = sum(shows(claim.kind, verdict) for verdict in here)

@@ -13,7 +13,7 @@ from cosr_jax.config import CuratorConfig
 from cosr_jax.curator import prompts
 from cosr_jax.curator.analysis import as_failure
 from cosr_jax.curator.audit import Finding
-from cosr_jax.curator.calls import Question, Reply
+from cosr_jax.curator.calls import Complaint, Question, Reply
 from cosr_jax.curator.client import Client
 from cosr_jax.curator.consult import consult
 from cosr_jax.curator.failures import Failure
@@ -100,7 +100,8 @@ def write_tasks(
     build = functools.partial(
         _build, form, weakness.to_dict(), shown, count, difficulty, context, seed
     )
-    result = consult(client, build, config.llm.prompt_tokens, lab.judge)
+    counsel = consult(client, build, config.llm.prompt_tokens, lab.judge)
+    result = counsel.result
     assert result.value is not None, "the client accepts no answer without a value"
     refused: collections.Counter[str] = collections.Counter(result.reasons)
     candidates = [_boxed(as_task(item)) for item in result.value["tasks"]]
@@ -117,7 +118,7 @@ def write_tasks(
     refused["domain"] += len(candidates) - len(fitting)
     admitted = lab.admit(fitting)
     refused.update(admitted.refused)
-    agreed = _checked(client, admitted.tasks, lab)
+    agreed = _checked(client, counsel.endpoint, admitted.tasks, lab)
     refused["disputed"] += len(admitted.tasks) - len(agreed)
     groups = lab.sample(agreed, config.llm.task_samples)
     rates = {group.task.task_id: rate for group in groups if (rate := _rate(group)) is not None}
@@ -189,15 +190,24 @@ def _differences(one: Task, other: Task) -> int:
     return sum(tag != "equal" for tag, *_ in matcher.get_opcodes())
 
 
-def _checked(client: Client, tasks: Sequence[Task], lab: Lab) -> list[Task]:
-    """The tasks whose reference another model agrees with, where there is another one.
+def _checked(client: Client, author: str, tasks: Sequence[Task], lab: Lab) -> list[Task]:
+    """The tasks whose reference another teacher agrees with, where there is another one.
 
     A task that nobody could be asked about stays: it has proven itself otherwise.
+
+    Args:
+      client: asks.
+      author: name of the endpoint that wrote them.
+      tasks: admitted ones.
+      lab: judges.
     """
-    author, checker = client.routes["author"][0], client.routes["checker"][0]
-    if author.name == checker.name or not tasks:
+    others = tuple(e.name for e in client.routes["checker"] if e.name != author)
+    if not others or not tasks:
         return list(tasks)
-    questions = [Question(prompts.checker(task)) for task in tasks]
+    questions = [
+        Question(prompts.checker(task), functools.partial(_solves, task), endpoints=others)
+        for task in tasks
+    ]
     answers = [
         (task, Completion((), (), answer.content or "", "stop"))
         for task, answer in zip(tasks, client.ask_all(questions), strict=True)
@@ -210,6 +220,13 @@ def _checked(client: Client, tasks: Sequence[Task], lab: Lab) -> list[Task]:
         if verdict.outcome is Outcome.FAIL and not verdict.value_correct
     }
     return [task for task in tasks if task.task_id not in disputed]
+
+
+def _solves(task: Task, reply: Reply) -> Complaint | None:
+    """Complains about an answer that solves nothing: who babbles or refuses disputes nothing."""
+    mark = "\\boxed" if task.domain == "math" else "```"
+    is_one = mark in (reply.content or "") or "\\boxed{none}" in (reply.content or "")
+    return None if is_one else Complaint("schema", f"it gives no answer in {mark}")
 
 
 def _build(

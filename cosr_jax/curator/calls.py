@@ -201,6 +201,8 @@ class Question:
     #: The same question with fewer examples, for a prompt that is too long for the model; None
     #: once no more can be left out.
     shorter: Callable[[], Question | None] | None = None
+    deadline_s: float = math.inf  # where less time is left than ``config.curator.llm`` gives
+    endpoints: tuple[str, ...] = ()  # names of those to ask, in order; (): the role's
 
 
 class CallError(Exception):

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 from cosr_jax.config import CuratorLlmConfig
 from cosr_jax.curator.breaker import Breaker
 from cosr_jax.curator.budget import Budget
-from cosr_jax.curator.calls import CallError, Question, Reply, Request
-from cosr_jax.curator.endpoints import Abilities, parse_endpoints, parse_roles
+from cosr_jax.curator.calls import CallError, Question, Reply
+from cosr_jax.curator.endpoints import Abilities, Endpoint, parse_endpoints, parse_roles
 from cosr_jax.curator.recordings import Archive
 from cosr_jax.curator.session import Session
 from cosr_jax.curator.tally import Tally
@@ -97,10 +97,18 @@ class Client:
         self.clock = clock or SystemClock()
         self.rng = random.Random(seed)
 
-    def key(self, request: Request) -> str:
+    def asked(self, question: Question) -> tuple[Endpoint, ...]:
+        """The endpoints of a question, the preferred one first."""
+        if not question.endpoints:
+            return self.routes[question.request.role]
+        return tuple(self.endpoints[name] for name in question.endpoints)
+
+    def key(self, question: Question) -> str:
         """The name of a question and its answer on disk."""
-        models = [endpoint.model for endpoint in self.routes[request.role]]
-        return request.key(models, self.config.temperature, self.config.top_p)
+        endpoints = self.asked(question)
+        # Not where they are, so that a server may move; by name where several are to be told apart.
+        models = [f"{e.name} {e.model}" if question.endpoints else e.model for e in endpoints]
+        return question.request.key(models, self.config.temperature, self.config.top_p)
 
     def start_round(self, number: int) -> None:
         """Begins round ``number`` of the budget."""
@@ -127,7 +135,7 @@ class Client:
           UserError: a recording is missing or damaged, or cannot be written.
         """
         names = [
-            str(place) if self.config.mode == "live" else self.key(question.request)
+            str(place) if self.config.mode == "live" else self.key(question)
             for place, question in enumerate(questions)
         ]
         distinct = dict(zip(reversed(names), reversed(questions), strict=True))  # the first stays

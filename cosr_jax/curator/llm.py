@@ -193,9 +193,12 @@ class LlmCurator(Curator):
         now.findings = audit(
             analysis.weaknesses,
             diagnosis.failures,
+                llm.analysts,
             self._base.cells,
             now.lab,
             llm.audit_samples,
+        for reason in analysis.lost:
+            self._counts[f"analysts_lost/{reason}"] += 1
             llm.audit_alpha,
             tolerated=1.0 - self._config.zone_high,
         )
@@ -206,6 +209,7 @@ class LlmCurator(Curator):
         for reason, count in analysis.dropped.items():
             self._counts[f"claims_dropped/{reason}"] += count
 
+        self._counts["claims_shared"] += sum(f.weakness.is_shared for f in now.findings)
     def _decide(self, now: _Round) -> Plan:
         """Asks for a proposal and lets the bandit choose; writes tasks if it chose to."""
         assert self._client is not None

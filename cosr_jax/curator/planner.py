@@ -101,7 +101,7 @@ def ask_for_advice(
     weaknesses = [finding.weakness.to_dict() for finding in accepted]
     reports = [_arm_report(arm, decisions) for arm in arms]
     build = functools.partial(_build, weaknesses, reports, rates, context)
-    result = consult(client, build, config.prompt_tokens)
+    result = consult(client, build, config.prompt_tokens).result
     assert result.value is not None, "the client accepts no answer without a value"
     return Advice.of(result.value)
 

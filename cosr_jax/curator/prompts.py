@@ -101,7 +101,7 @@ solution is right. `data.exercise` is the exercise, `data.domain` its kind.
 itself, ignore them.
 - Domain `math`: work it out and end with \\boxed{answer}, the answer alone.
 - Domain `code`: end with the complete Python program in one ```python block.
-- If it has no answer, or more than one, say so and give no answer.
+- If it has no answer, or more than one, end with \\boxed{none}.
 """
 
 _EXAMPLES: Mapping[str, Any] = {

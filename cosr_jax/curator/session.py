@@ -68,12 +68,12 @@ class Session:
                 shorter = question.shorter() if question.shorter else None
                 if error.reason != "context_overflow" or shorter is None:
                     raise
-                question = shorter
+                question = dataclasses.replace(shorter, endpoints=question.endpoints)
                 self._client.tally.count("shortened")
 
     async def _ask(self, question: Question, started: float) -> Reply:
         client, request = self._client, question.request
-        key = client.key(request)
+        key = client.key(question)
         found = client.archive.find(key, request.role)
         if found is not None and isinstance(found.outcome, Reply) and question.accept:
             complaint = question.accept(found.outcome)
@@ -101,7 +101,7 @@ class Session:
     async def _from_any(self, question: Question, call: _Call) -> Reply:
         """The answer of the first endpoint that gives one."""
         failures: list[tuple[str, Failure]] = []
-        for endpoint in self._client.routes[question.request.role]:
+        for endpoint in self._client.asked(question):
             if failures:
                 self._client.tally.count(f"failover/{endpoint.name}")
             try:

@@ -49,7 +49,7 @@ def test_planted_weaknesses_are_accepted_and_invented_ones_rejected():
     for name, defects in STUDENTS.items():
         for seed in (1, 2, 3):
             student = Student(defects)
-            findings, _, curator = run(student, inventions=12, seed=seed)
+            findings, _, curator = run(student, inventions=14, seed=seed)
             found = set()
             for finding in findings:
                 claim = finding["weakness"]
@@ -70,8 +70,8 @@ def test_planted_weaknesses_are_accepted_and_invented_ones_rejected():
 
 def test_a_healthy_student_has_no_weakness():
     for seed in range(1, 6):
-        findings, plan, _ = run(Student({}), inventions=15, seed=seed)
-        assert len(findings) >= 15
+        findings, plan, _ = run(Student({}), inventions=20, seed=seed)
+        assert len(findings) >= 10  # of one skill and symptom are one
         assert not any(finding["is_accepted"] for finding in findings)
         assert plan.authored == ()
 
