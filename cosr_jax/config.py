@@ -64,6 +64,11 @@ class LoraConfig:
     targets: tuple[str, ...] = setting(
         (r".*",), "regular expressions, matched in full against linear names such as attn.q_proj"
     )
+    experts: tuple[str, ...] = setting(
+        (r".*",),
+        "regular expressions, matched in full against LAYER.EXPERT, e.g. 3\\.(0|7); of a mixture's "
+        "experts only these are adapted",
+    )
     dropout: float = setting(0.0, "dropout on the adapters' input", low=0.0, high=0.9)
 
 
@@ -147,13 +152,6 @@ class CuratorLlmConfig:
     )
     audit_alpha: float = setting(
         0.05, "chance of believing any untrue claim of a round", above=0.0, high=0.5
-    analysts: int = setting(
-        1,
-        "endpoints of the role analyst that look at the same failures; claims that several share "
-        "need no correction for the number of claims",
-        low=1,
-        high=16,
-    )
     )
     prior_weight: float = setting(
         1.0,
@@ -260,6 +258,20 @@ class VerifierConfig:
     )
     partial_credit: bool = setting(
         False, "reward failed cases with the share of tests that they pass"
+    )
+    checklist: tuple[str, ...] = setting(
+        (),
+        "what every page of the student's has to satisfy beside its checks, in words: a model of "
+        "config.curator.llm in the role checker is asked item by item, and can lower a reward, "
+        "never raise it; empty: nobody is asked",
+    )
+    checklist_weight: float = setting(
+        0.2, "share of a reward that is lost where every item fails", above=0.0, high=0.5
+    )
+    train_on_subjective: bool = setting(
+        True,
+        "train on samples whose reward an opinion lowered; if not, they count like samples without "
+        "a verdict",
     )
     layer: str = setting(
         "auto",
@@ -539,20 +551,6 @@ def _check_together(config: RunConfig) -> None:
             "truncates what GRPO trains on, which biases its probability ratios",
             "set top_p=1.0 and top_k=0",
         )
-    wild = [axis for axis in ("data", "fsdp", "tensor") if getattr(config.mesh, axis) == -1]
-    if len(wild) > 1:
-        raise UserError(
-            f"config.mesh.{wild[1]}: -1 stands beside config.mesh.{wild[0]} -1", "give one a size"
-        )
-    for axis in ("data", "fsdp", "tensor"):
-        if getattr(config.mesh, axis) == 0:
-            raise UserError(f"config.mesh.{axis}: 0 is no size", "use 1, or -1 for all that remain")
-    for pattern in config.lora.targets:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(
-                f"config.lora.targets: {pattern!r} is no regular expression ({error})",
     rollout = config.rollout
     samples = rollout.prompts_per_step * rollout.num_generations
     for name, least, most in (
@@ -567,7 +565,53 @@ def _check_together(config: RunConfig) -> None:
                 f"{rollout.num_generations} samples",
                 "set it to 0, or change it or config.rollout",
             )
-                "write e.g. attn\\..*",
-            ) from error
+    wild = [axis for axis in ("data", "fsdp", "tensor") if getattr(config.mesh, axis) == -1]
+    if len(wild) > 1:
+        raise UserError(
+            f"config.mesh.{wild[1]}: -1 stands beside config.mesh.{wild[0]} -1", "give one a size"
+        )
+    for axis in ("data", "fsdp", "tensor"):
+        if getattr(config.mesh, axis) == 0:
+            raise UserError(f"config.mesh.{axis}: 0 is no size", "use 1, or -1 for all that remain")
+    for name, example in (("targets", r"attn\..*"), ("experts", r"3\.(0|7)")):
+        for pattern in getattr(config.lora, name):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(
+                    f"config.lora.{name}: {pattern!r} is no regular expression ({error})",
+                    f"write e.g. {example}",
+                ) from error
     parse_suites(config.eval.test)
     parse_cells(config.eval.validation, "config.eval.validation")
+    if config.verifier.checklist:
+        _check_checklist(config)
+
+
+def _check_checklist(config: RunConfig) -> None:
+    items = config.verifier.checklist
+    key = "config.verifier.checklist"
+    for item in items:
+        if not item.strip() or items.count(item) > 1:
+            raise UserError(
+                f"{key}: {item!r} is {'there twice' if item.strip() else 'no item'}",
+                "write one sentence for each item",
+            )
+    if not config.curator.llm.endpoints:
+        raise UserError(
+            f"{key}: {items!r} needs a model, and config.curator.llm.endpoints is ()",
+            "add one, e.g. 'judge http://127.0.0.1:8000/v1', and 'checker=judge' to "
+            "config.curator.llm.roles; or empty the checklist",
+        )
+    if config.verifier.url:
+        raise UserError(
+            f"{key}: {items!r} stands beside config.verifier.url {config.verifier.url!r}, and "
+            "the host there asks no model",
+            "empty one of the two",
+        )
+    if "web" not in config.tasks.domains:
+        raise UserError(
+            f"{key}: {items!r} is about pages, and config.tasks.domains "
+            f"{config.tasks.domains!r} has none",
+            "add 'web' there, or empty the checklist",
+        )

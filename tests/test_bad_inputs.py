@@ -140,6 +140,35 @@ MISTAKES = {
         {"arg.py": "def get_config(size): pass\n"},
     ),
     "empty file": config_file("", "bad.py defines no get_config", "define get_config"),
+    "checklist without a model": setting(
+        "config.verifier.checklist = ('Polite.',); config.tasks.domains = ('web',)",
+        "config.verifier.checklist: ('Polite.',)",
+        "config.curator.llm.endpoints is ()",
+        "checker=judge",
+    ),
+    "checklist without pages": setting(
+        "config.verifier.checklist = ('Polite.',); "
+        "config.curator.llm.endpoints = ('a http://127.0.0.1:9/v1',)",
+        "config.verifier.checklist: ('Polite.',)",
+        "add 'web'",
+    ),
+    "checklist for another host": setting(
+        "config.verifier.checklist = ('Polite.',); config.verifier.url = 'http://h:1'; "
+        "config.curator.llm.endpoints = ('a http://127.0.0.1:9/v1',)",
+        "config.verifier.checklist: ('Polite.',)",
+        "config.verifier.url 'http://h:1'",
+        "empty one",
+    ),
+    "checklist with an item twice": setting(
+        "config.verifier.checklist = ('Polite.', 'Polite.')",
+        "config.verifier.checklist: 'Polite.' is there twice",
+        "one sentence",
+    ),
+    "checklist that weighs too much": setting(
+        "config.verifier.checklist_weight = 0.6",
+        "config.verifier.checklist_weight: 0.6",
+        "at most 0.5",
+    ),
     "broken syntax": config_file("x = 1\ndef (:\n", "bad.py:2: SyntaxError", "mend"),
     "raises": config_file(
         "import os\ndef get_config():\n    return os.environ['COSR_NO_SUCH_VARIABLE']\n",

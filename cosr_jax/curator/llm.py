@@ -20,6 +20,7 @@ from cosr_jax.config import CuratorConfig
 from cosr_jax.curator.analysis import analyse
 from cosr_jax.curator.audit import Finding, audit
 from cosr_jax.curator.authoring import FEWEST, Authored, write_tasks
+from cosr_jax.curator.budget import Budget
 from cosr_jax.curator.calls import CallError
 from cosr_jax.curator.client import Client
 from cosr_jax.curator.planner import AUTHORED_DOMAINS, FORMS, Advice, ask_for_advice, target
@@ -89,6 +90,11 @@ class LlmCurator(Curator):
         self._client = client
         self._counts: collections.Counter[str] = collections.Counter()
         self._chains: list[dict[str, Any]] = []
+
+    @property
+    def budget(self) -> Budget | None:
+        """What its models may cost; None where there are none."""
+        return self._client.budget if self._client else None
 
     def wanted_diagnosis(self) -> tuple[str, ...]:
         """As the procedural curator's."""
@@ -193,12 +199,9 @@ class LlmCurator(Curator):
         now.findings = audit(
             analysis.weaknesses,
             diagnosis.failures,
-                llm.analysts,
             self._base.cells,
             now.lab,
             llm.audit_samples,
-        for reason in analysis.lost:
-            self._counts[f"analysts_lost/{reason}"] += 1
             llm.audit_alpha,
             tolerated=1.0 - self._config.zone_high,
         )
@@ -209,7 +212,6 @@ class LlmCurator(Curator):
         for reason, count in analysis.dropped.items():
             self._counts[f"claims_dropped/{reason}"] += count
 
-        self._counts["claims_shared"] += sum(f.weakness.is_shared for f in now.findings)
     def _decide(self, now: _Round) -> Plan:
         """Asks for a proposal and lets the bandit choose; writes tasks if it chose to."""
         assert self._client is not None

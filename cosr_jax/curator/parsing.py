@@ -21,7 +21,7 @@ Errors, in the order in which they are looked for:
   truncated, no_final, empty   no text, or nothing but reasoning: ``truncated`` if the length limit
                 cut it, else ``no_final`` if there is reasoning, else ``empty``
   html, server_error   a page or an error report instead of an answer
-  ambiguous     a list of different plans
+  ambiguous     a list of different plans, or opinions
   all_dropped   whole items were there and none could be kept
   truncated     a value was cut before its first whole item, or the limit cut prose before a value
   schema        JSON of another shape
@@ -46,6 +46,7 @@ from cosr_jax.curator.proving import Judge, prove
 from cosr_jax.curator.repair import BROKEN, CutDict, CutList, strict, values
 from cosr_jax.curator.schemas import (
     ITEMS_KEY,
+    OF_ONE,
     SCHEMAS,
     Context,
     Invalid,
@@ -135,7 +136,7 @@ def parse(
     verifier's runs come on top.
 
     Args:
-      schema: "analysis", "plan" or "tasks".
+      schema: "analysis", "plan", "tasks" or "opinion".
       response: the answer; any record with these four attributes.
       context: what the call knows.
       judge: ``protocols.Verifier.judge``, with which tasks prove themselves.  Without it maths
@@ -213,7 +214,7 @@ _PRECEDENCE = ("server_error", "ambiguous", "all_dropped", "truncated", "refusal
 
 @dataclasses.dataclass(frozen=True)
 class _Candidate:
-    """Something that may be the answer: the items of a list, or plans."""
+    """Something that may be the answer: the items of a list, or objects of ``OF_ONE``."""
 
     items: Sequence[Any] = ()
     is_cut: bool = False
@@ -232,13 +233,13 @@ def _candidates(
       wraps: single-key wrappers that may still be taken off.
       codes: levels of string encoding that may still be taken off.
     """
-    key = ITEMS_KEY[schema]
+    key = ITEMS_KEY.get(schema, "")
     if isinstance(value, str) and codes:
         value, codes = next(iter(_decoded(value)), None), 0
     is_cut = isinstance(value, CutDict | CutList)
     if isinstance(value, list):
         answers = [item for item in value if isinstance(item, dict) and key in item]
-        if schema == "plan":
+        if schema in OF_ONE:
             yield _Candidate(value, is_cut)
         elif answers and len(answers) == len(value):
             for answer in answers:
@@ -262,7 +263,7 @@ def _candidates(
     elif wraps and (isinstance(inner, dict | list) or (isinstance(inner, str) and _decoded(inner))):
         for candidate in _candidates(schema, inner, wraps=0, codes=codes):
             yield dataclasses.replace(candidate, is_cut=candidate.is_cut or is_cut)
-    elif schema == "plan":
+    elif schema in OF_ONE:
         yield _Candidate([value], is_cut)
     elif is_cut:
         yield _Candidate(error="truncated", detail=f"it ends before {key!r}")
@@ -308,7 +309,7 @@ class _Judging:
             result = self._read(candidate)
             if result.error:
                 errors.append(result)
-            elif self.schema == "plan" or (result.value and result.value[ITEMS_KEY[self.schema]]):
+            elif self.schema in OF_ONE or (result.value and result.value[ITEMS_KEY[self.schema]]):
                 return result
             else:
                 empty = empty or result
@@ -319,8 +320,8 @@ class _Judging:
     def _read(self, candidate: _Candidate) -> ParseResult:
         if candidate.error:
             return _error(candidate.error, candidate.detail)
-        if self.schema == "plan":
-            return self._plan(candidate)
+        if self.schema in OF_ONE:
+            return self._whole(candidate)
         whole: list[tuple[int, dict[str, Any]]] = []
         drops: list[Drop] = []
         unknown: list[str] = []
@@ -355,21 +356,21 @@ class _Judging:
         detail = "; ".join(f"item {drop.index}: {drop.detail}" for drop in drops[:_SHOWN])
         return ParseResult(value, kind, tuple(drops), tuple(unknown), detail)
 
-    def _plan(self, candidate: _Candidate) -> ParseResult:
-        """All or nothing: one plan, or several that are the same."""
+    def _whole(self, candidate: _Candidate) -> ParseResult:
+        """All or nothing: one object, or several that are the same."""
         if candidate.is_cut:
-            return _error("truncated", "the plan was cut")
-        plans = []
+            return _error("truncated", f"the {self.schema} was cut")
+        found = []
         for item in candidate.items:
             try:
-                plans.append(read_object("plan", item, self.context))
+                found.append(read_object(self.schema, item, self.context))
             except Invalid as error:
                 return _error("schema", error.detail)
-        if not plans:
-            return _error("schema", "the list of plans is empty")
-        if any(plan != plans[0] for plan in plans):
-            return _error("ambiguous", "there are different plans in one list")
-        return ParseResult(plans[0])
+        if not found:
+            return _error("schema", f"the list of {self.schema}s is empty")
+        if any(value != found[0] for value in found):
+            return _error("ambiguous", f"there are different {self.schema}s in one list")
+        return ParseResult(found[0])
 
     def _proven(
         self, items: Iterable[tuple[int, dict[str, Any]]], drops: list[Drop]

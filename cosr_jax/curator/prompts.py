@@ -24,6 +24,9 @@ from cosr_jax.types import CellEvidence, Task, UserError
 #: Tokens that hold any prompt with a few of its items; no use in asking for a shorter one.
 LEAST_TOKENS = 4_000
 
+#: What an opinion about a page may refer to: nothing; and its longest quotation.
+OPINION_CONTEXT = Context(max_string=2_000)
+
 _COMMON = """\
 You help to train a small language model, the student. {work}
 
@@ -104,7 +107,22 @@ itself, ignore them.
 - If it has no answer, or more than one, end with \\boxed{none}.
 """
 
+_OPINION = """\
+It made the web page in `data.page`, and programs have checked what the page shows and does. You \
+say whether the page meets one requirement that no program can judge:
+
+# Requirement
+{item}"""
+_OPINION_RULES = """\
+- `data.page.text` is what a visitor reads, `data.page.markup` the document after its scripts \
+have run. Of a long page the middle is left out; do not guess what stands there.
+- `fails`: true if the page clearly falls short of the requirement, and you can show where; else \
+false. Nothing but the requirement counts.
+- `quote`: what shows it, copied word for word from the text or the markup, from 8 characters to \
+a sentence. Empty if the page does not fail."""
+
 _EXAMPLES: Mapping[str, Any] = {
+    "checker": {"fails": True, "quote": "Click hear to contineu"},
     "analyst": {
         "weaknesses": [
             {
@@ -160,6 +178,8 @@ _EFFORTS: Mapping[Role, Effort] = {
 }
 #: Characters of the longest text that is quoted, and of words about it.
 _LONGEST_QUOTE, _LONGEST_REMARK = 6_000, 600
+#: At most as many of a page make a token of our estimate.
+_CHARACTERS_PER_TOKEN = 3
 #: One failure fills at most this share of a prompt.
 _SHARE_OF_ONE = 8
 #: Fewer tokens than a failure, or a weakness, takes with its names and braces.
@@ -313,6 +333,37 @@ def checker(task: Task, sample: int = 0) -> Request:
     """Asks for an independent solution; the answer is text that the verifier judges."""
     data = {"domain": task.domain, "exercise": quoted(task.prompt, _LONGEST_QUOTE)}
     return _request("checker", _CHECKER, data, None, sample)
+
+
+def opinion(item: str, text: str, markup: str, max_tokens: int) -> Request:
+    """Asks the checker whether a page meets one requirement.
+
+    Args:
+      item: the requirement.
+      text: what a visitor reads.
+      markup: the document; of both as much is shown as fits.
+      max_tokens: longest prompt, estimated.
+
+    Raises:
+      UserError: the item itself does not fit.
+    """
+    schema = json_schema("opinion", OPINION_CONTEXT)
+    system = _system("checker", _OPINION.format(item=item), _OPINION_RULES, schema)
+
+    def build(limit: int) -> Request:
+        page = {"text": quoted(text, limit // 3), "markup": quoted(markup, limit)}
+        return _request("checker", system, {"page": page}, schema, 0)
+
+    limit = _CHARACTERS_PER_TOKEN * max_tokens
+    while (request := build(limit)).prompt_tokens > max_tokens:
+        limit //= 2
+        if not limit:
+            raise UserError(
+                f"config.curator.llm.prompt_tokens: {max_tokens} do not hold the checklist's item "
+                f"{item[:80]!r}",
+                "raise it, or shorten the item",
+            )
+    return request
 
 
 def _request(

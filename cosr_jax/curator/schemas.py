@@ -19,8 +19,8 @@ from typing import Any, Literal, Protocol
 from cosr_jax.curator.repair import Number, strict
 from cosr_jax.types import UserError
 
-Schema = Literal["analysis", "plan", "tasks"]
-SCHEMAS: tuple[Schema, ...] = ("analysis", "plan", "tasks")
+Schema = Literal["analysis", "plan", "tasks", "opinion"]
+SCHEMAS: tuple[Schema, ...] = ("analysis", "plan", "tasks", "opinion")
 
 KINDS_OF_WEAKNESS = ("format", "knowledge", "logic", "arithmetic", "incomplete")
 DOMAINS = ("math", "code")
@@ -143,6 +143,19 @@ class Answer(Text):
             _finite(name, value.literal)
             value = value.literal
         return super().read(name, value, context)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """true or false, and no word for them."""
+
+    def read(self, name: str, value: Any, context: Context) -> bool:
+        if not isinstance(value, bool):
+            raise Invalid("type", f"{name} is neither true nor false")
+        return value
+
+    def schema(self, name: str, context: Context) -> dict[str, Any]:
+        return {"type": "boolean"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,12 +332,15 @@ _TASK_OF_DOMAIN: Mapping[str, Mapping[str, Field]] = {
     }
     for domain in DOMAINS
 }
-#: The key under which a schema's items stand; a plan has none.
-ITEMS_KEY: Mapping[Schema, str] = {"analysis": "weaknesses", "tasks": "tasks", "plan": ""}
+_OPINION: Mapping[str, Field] = {"fails": Flag(), "quote": Text(may_be_blank=True)}
+#: Schemas of one object, which is taken whole or not at all.
+OF_ONE: Mapping[Schema, Mapping[str, Field]] = {"plan": _PLAN, "opinion": _OPINION}
+#: The key under which the items of the other schemas stand.
+ITEMS_KEY: Mapping[Schema, str] = {"analysis": "weaknesses", "tasks": "tasks"}
 
 
 def read_object(schema: Schema, value: Any, context: Context) -> dict[str, Any]:
-    """One weakness, plan or task in its canonical form; members that nobody asked for go.
+    """One weakness, plan, task or opinion in its canonical form; what nobody asked for goes.
 
     Raises:
       Invalid: it cannot be accepted.
@@ -335,7 +351,7 @@ def read_object(schema: Schema, value: Any, context: Context) -> dict[str, Any]:
         domain = Choice(DOMAINS).read("domain", value.get("domain"), context)
         fields = _TASK_OF_DOMAIN[domain]
     else:
-        fields = _WEAKNESS if schema == "analysis" else _PLAN
+        fields = OF_ONE.get(schema, _WEAKNESS)
     for name in fields:
         if name not in value:
             raise Invalid("missing", f"{name} is missing")
@@ -352,8 +368,8 @@ def json_schema(schema: Schema, context: Context) -> dict[str, Any]:
     Raises:
       UserError: the context allows no value for some enum.
     """
-    if schema == "plan":
-        return _object(_PLAN, context)
+    if schema in OF_ONE:
+        return _object(OF_ONE[schema], context)
     if schema == "analysis":
         items = _object(_WEAKNESS, context)
     else:

@@ -35,6 +35,10 @@ class _Call:
     spent: Charge = dataclasses.field(default_factory=Charge)
     trail: list[str] = dataclasses.field(default_factory=list)  # what happened, in order
 
+    @property
+    def seconds(self) -> float:
+        return self.deadline - self.started
+
 
 class Session:
     """A client's open connections; made by ``Client.session``."""
@@ -68,12 +72,12 @@ class Session:
                 shorter = question.shorter() if question.shorter else None
                 if error.reason != "context_overflow" or shorter is None:
                     raise
-                question = dataclasses.replace(shorter, endpoints=question.endpoints)
+                question = shorter
                 self._client.tally.count("shortened")
 
     async def _ask(self, question: Question, started: float) -> Reply:
         client, request = self._client, question.request
-        key = client.key(question)
+        key = client.key(request)
         found = client.archive.find(key, request.role)
         if found is not None and isinstance(found.outcome, Reply) and question.accept:
             complaint = question.accept(found.outcome)
@@ -84,7 +88,8 @@ class Session:
             if is_charged:
                 client.budget.charge(outcome.spent)
         else:
-            call = _Call(started, deadline=started + self._config.deadline_s)
+            seconds = min(self._config.deadline_s, question.deadline_s)
+            call = _Call(started, deadline=started + seconds)
             outcome, is_charged, trail = await self._outcome(question, call), True, call.trail
             client.archive.keep(key, request, outcome)
         client.tally.finish(key, request, outcome, trail, is_charged)
@@ -101,7 +106,7 @@ class Session:
     async def _from_any(self, question: Question, call: _Call) -> Reply:
         """The answer of the first endpoint that gives one."""
         failures: list[tuple[str, Failure]] = []
-        for endpoint in self._client.asked(question):
+        for endpoint in self._client.routes[question.request.role]:
             if failures:
                 self._client.tally.count(f"failover/{endpoint.name}")
             try:
@@ -214,7 +219,7 @@ class Session:
         if _answer_tokens(body) == 0:
             raise _ours("context_overflow", f"a prompt of {asked.prompt_tokens} tokens or so")
         if self._client.clock.now() >= call.deadline:
-            raise self._deadline()
+            raise _too_late(call)
         await self._within(call, self._slots.acquire())
         try:
             return await self._send(endpoint, asked, body, call)
@@ -250,7 +255,7 @@ class Session:
             charge = endpoint.charge(usage)
         except Failure as failure:
             is_healthy = not failure.is_sick
-            if failure.reason == "deadline" and clock.now() - sent < self._config.deadline_s / 2:
+            if failure.reason == "deadline" and clock.now() - sent < call.seconds / 2:
                 is_healthy = None  # it was asked late
             if failure.reason in ("timeout", "deadline"):
                 charge = endpoint.cost(asked.prompt_tokens, 0)  # it has read the prompt by then
@@ -315,12 +320,12 @@ class Session:
                 return await work
         except TimeoutError:
             if left <= at_most:
-                raise self._deadline() from None
+                raise _too_late(call) from None
             raise Failure("transport", "timeout", f"no answer in {at_most:g} s") from None
 
-    def _deadline(self) -> Failure:
-        seconds = self._config.deadline_s
-        return Failure("transport", "deadline", f"{seconds:g} s are over", is_retryable=False)
+
+def _too_late(call: _Call) -> Failure:
+    return Failure("transport", "deadline", f"{call.seconds:g} s are over", is_retryable=False)
 
 
 def _ours(reason: str, detail: str) -> Failure:

@@ -60,7 +60,8 @@ class Tally:
         if is_charged:
             self.count(f"tokens/{role}/prompt", outcome.spent.prompt_tokens)
             self.count(f"tokens/{role}/completion", outcome.spent.completion_tokens)
-            self.count(f"latency_s/{role}", outcome.latency_s)
+            # Such fractions add up to the same in whatever order calls finish.
+            self.count(f"latency_s/{role}", round(outcome.latency_s * 2**20) / 2**20)
         if is_charged and isinstance(outcome, Reply):
             self.count(f"tokens/{role}/reasoning", outcome.usage.reasoning_tokens)
             self.count("usage_estimated", outcome.usage.is_estimated)

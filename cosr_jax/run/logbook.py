@@ -10,6 +10,7 @@ import numpy as np
 
 from cosr_jax.config import RunConfig, to_dict
 from cosr_jax.protocols import Curator
+from cosr_jax.run.checker import Checker
 from cosr_jax.run.metrics import JsonLinesLog, MetricsHistory, MetricsWriter, SampleLog, sample_rows
 from cosr_jax.run.report import RunReport
 from cosr_jax.run.state import LoopState
@@ -69,14 +70,22 @@ class Logbook:
             {
                 "curriculum/replay_fraction": plan.replay_fraction,
                 "curriculum/learning_rate_scale": plan.learning_rate_scale,
-                "curriculum/num_cells": len(plan.mixture),
                 "curriculum/kl_scale": plan.kl_scale,
                 "curriculum/group_size": plan.group_size or self._config.rollout.num_generations,
+                "curriculum/num_cells": len(plan.mixture),
                 "curriculum/num_authored": len(plan.authored),
             }
             | {f"curriculum/mastery/{cell}": rate for cell, rate in rates.items()}
             | dict(curator.figures()),
         )
+
+    def opinions(self, state: LoopState, checker: Checker) -> None:
+        """Notes the calls of the pages' checker, and its figures, if there were any calls."""
+        records = checker.take_records()
+        for record in records:
+            self._calls.append({"step": state.step, "round": state.round + 1, **record})
+        if records:
+            self._write(state.step, checker.figures())
 
     def step(
         self,
@@ -173,7 +182,10 @@ def sample_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float | None]:
     def share(count: float) -> float | None:
         return count / len(judged) if judged else None
 
-    categories = collections.Counter(v.category for v in judged if v.category)
+    counts = collections.Counter(v.category for v in judged if v.category)
+    counts["subjective"] = sum(v.is_subjective for v in judged)
+    counts["left_out"] = sum(v.is_left_out for v in judged)
+    counts["unanswered"] = sum(v.unanswered > 0 for v in judged)
     return {
         "reward/mean": share(sum(v.reward for v in judged)),
         "reward/value_correct": share(sum(v.value_correct for v in judged)),
@@ -183,4 +195,4 @@ def sample_metrics(groups: Sequence[RolloutGroup]) -> dict[str, float | None]:
         "completions/clipped_ratio": sum(c.finish_reason == "length" for c in completions)
         / len(completions),
         "verifier/error_rate": (len(verdicts) - len(judged)) / len(verdicts),
-    } | {f"verifier/{name}": share(count) for name, count in sorted(categories.items())}
+    } | {f"verifier/{name}": share(count) for name, count in sorted(counts.items()) if count}

@@ -167,11 +167,14 @@ class Run:
         self.state.before = {p.name: r for p, r in zip(self.school.tests, before, strict=True)}
         self.take_score(validation)
         self.logbook.curves(self.state)
+        self.note_opinions()
         self.save(is_best=True)
 
     def plan_round(self) -> Plan:
         """Samples what the curator wants to know, and lets it decide."""
         state, curator = self.state, self.school.curator
+        if self.rooms.checker:
+            self.rooms.checker.start_round(state.round + 1)
         evidence = list(state.evidence)
         wanted = curator.wanted_diagnosis()
         if wanted:
@@ -193,6 +196,7 @@ class Run:
         state.evidence, state.failures = [], []
         self.progress.phase(f"round {state.round + 1}: {plan.strategy}, because {plan.reason}")
         self.logbook.plan(state, plan, curator)
+        self.note_opinions()
         return plan
 
     def laboratory(self) -> Laboratory:
@@ -256,6 +260,7 @@ class Run:
         }
         row = self.logbook.step(state, plan, groups, metrics, timing, self.rooms.verifier.stats())
         self.progress.step(row)
+        self.note_opinions()
         self.stop_on_trouble(metrics)
 
     def practise(self, plan: Plan) -> tuple[TrainBatch | None, list[RolloutGroup]]:
@@ -319,13 +324,13 @@ class Run:
             fresh = init_state(copy_state(self.arrays.lora), config.train, self.rooms.mesh)
             self.arrays = dataclasses.replace(self.arrays, opt_state=fresh.opt_state)
             self.state.algorithm = plan.algorithm
+        if plan.algorithm == "grpo" and config.grpo.kl_coef > 0:
+            batch = dataclasses.replace(batch, kl_scale=jnp.float32(plan.kl_scale))
         updates = config.grpo.updates_per_batch if plan.algorithm == "grpo" else 1
         if updates > 1:
             old, _ = self.school.logprobs(self.arrays.lora, base, batch)
             batch = dataclasses.replace(batch, old_logprobs=old)
         for _ in range(updates):
-        if plan.algorithm == "grpo" and config.grpo.kl_coef > 0:
-            batch = dataclasses.replace(batch, kl_scale=jnp.float32(plan.kl_scale))
             self.arrays, metrics = self.school.steps[plan.algorithm](
                 self.arrays, base, batch, learning_rate(config, plan)
             )
@@ -352,6 +357,7 @@ class Run:
         self.check_verifier(judged_by_domain(self.school.validation, result), "validation tasks")
         if self._verifier_failed:
             return
+        self.note_opinions()
         state.round += 1
         previous = state.score
         decision = self.take_score(result)
@@ -434,6 +440,11 @@ class Run:
         self.logbook.finish(report)
         return report
 
+    def note_opinions(self) -> None:
+        """Logs what the checker of pages was asked since the last time."""
+        if self.rooms.checker:
+            self.logbook.opinions(self.state, self.rooms.checker)
+
     def measure(self, probe: ProbeSet) -> ProbeResult:
         """Greedy answers to every task of ``probe``, judged."""
         rooms = self.rooms
@@ -473,6 +484,8 @@ class Run:
             "replay": self.school.replay.state_dict(),
             "rows": self.logbook.sync(),
         }
+        if self.rooms.checker:
+            host["checker"] = self.rooms.checker.state_dict()
         self.store.save(self.state.step, self.arrays, host, is_best=is_best)
         self._saved_step = self.state.step
 
@@ -502,6 +515,8 @@ class Run:
                 f"{where}: {error}", "take config.tasks back, or a new workdir"
             ) from error
         self.school.replay.load_state_dict(host["replay"])
+        if self.rooms.checker and "checker" in host:
+            self.rooms.checker.load_state_dict(host["checker"])
         self._saved_step = restored.step
         self.progress.note(f"resuming after step {restored.step}")
         is_changed = host["config"] != config_hash(self.config)

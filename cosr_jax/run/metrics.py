@@ -3,8 +3,8 @@
 Namespaces are train/ reward/ completions/ curriculum/ curator/ verifier/ eval/ perf/; leaf names
 are those of TRL's GRPOTrainer where the meaning is the same (frac_reward_zero_std, clipped_ratio,
 clip_ratio/*, kl, entropy).  Only perf/ and verifier/pool/ may hold what the machine measured (and
-curator/llm/, while a live model answers), so that everything else can be compared bit for bit
-between runs.
+curator/llm/ and curator/checklist/, while live models answer), so that everything else can be
+compared bit for bit between runs.
 """
 
 from __future__ import annotations
@@ -276,6 +276,9 @@ class SampleLog(JsonLinesLog):
                         "answer": verdict.answer,
                         "method": verdict.method,
                         "value_correct": verdict.value_correct,
+                        "is_subjective": verdict.is_subjective,
+                        "is_left_out": verdict.is_left_out,
+                        "unanswered": verdict.unanswered,
                         "detail": verdict.detail,
                         "task": group.task.to_dict(),
                         "provenance": f"{group.task.domain} judge, {provenance}",

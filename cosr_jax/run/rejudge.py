@@ -158,6 +158,9 @@ def _fields(verdict: Verdict) -> dict[str, Any]:
         "answer": verdict.answer,
         "method": verdict.method,
         "value_correct": verdict.value_correct,
+        "is_subjective": verdict.is_subjective,
+        "is_left_out": verdict.is_left_out,
+        "unanswered": verdict.unanswered,
         "detail": verdict.detail,
     }
 

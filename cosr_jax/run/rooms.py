@@ -10,11 +10,12 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from cosr_jax.config import RunConfig, parse_cells, parse_suites
+from cosr_jax.config import RunConfig, VerifierConfig, parse_cells, parse_suites
 from cosr_jax.curator.llm import LlmCurator
 from cosr_jax.curator.procedural import ProceduralCurator
 from cosr_jax.protocols import Curator, TaskSource
 from cosr_jax.rollout.jax_sampler import JaxSampler
+from cosr_jax.run.checker import Checker, make_checklist
 from cosr_jax.sharding import make_mesh
 from cosr_jax.student.chat import Chat
 from cosr_jax.student.model import Student
@@ -28,6 +29,9 @@ from cosr_jax.train.batching import BatchShape, batch_shape
 from cosr_jax.train.losses import GrpoObjective, SftObjective
 from cosr_jax.train.step import batch_shards, make_logprobs_fn, make_train_step
 from cosr_jax.types import Plan, SamplingParams
+from cosr_jax.verifiers.dispatch import Workers
+from cosr_jax.verifiers.front import FACTORIES, LocalFront
+from cosr_jax.verifiers.judges import Judge
 from cosr_jax.verifiers.pool import VerifierPool
 
 
@@ -40,6 +44,7 @@ class Rooms:
     chat: Chat
     engine: JaxSampler
     verifier: VerifierPool
+    checker: Checker | None = None  # of pages, where config has a checklist
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +89,28 @@ def open_rooms(config: RunConfig) -> Iterator[Rooms]:
     if config.student.compute_dtype == "float32":
         # Accelerators multiply float32 in fewer bits unless told otherwise.
         jax.config.update("jax_default_matmul_precision", "highest")
+    checker = Checker(config) if config.verifier.checklist else None
     mesh = training_mesh(config)
     student = load_student(config.student, config.lora, mesh, config.seed)
     chat = Chat(resolve_source(config.student.source), config.student.system_prompt)
     engine = JaxSampler(student, chat, config.rollout, mesh)
-    with VerifierPool(config.verifier) as verifier:
-        yield Rooms(mesh, student, chat, engine, verifier)
+    with open_verifier(config, checker) as verifier:
+        yield Rooms(mesh, student, chat, engine, verifier, checker)
+
+
+def open_verifier(config: RunConfig, checker: Checker | None) -> VerifierPool:
+    """The verifiers; with a checker, pages get its opinion as well."""
+    if checker is None:
+        return VerifierPool(config.verifier)
+    checklist = make_checklist(config, checker)
+
+    def web(verifier: VerifierConfig, workers: Workers) -> Judge:
+        from cosr_jax.verifiers.web import WebJudge  # needs the extra [web]
+
+        return WebJudge(max_pages=verifier.workers, checklist=checklist)
+
+    factories = {**FACTORIES, "web": web}
+    return VerifierPool(config.verifier, lambda verifier: LocalFront(verifier, factories))
 
 
 def open_school(
@@ -97,6 +118,9 @@ def open_school(
 ) -> School:
     """Builds tasks, probes, curator and steps.  Steps compile at their first call."""
     source = make_source(config.tasks)
+    curator = make_curator(config, source.cells())
+    if rooms.checker and isinstance(curator, LlmCurator) and curator.budget:
+        rooms.checker.share(curator.budget)
     validation, tests = make_probes(config, source)
     reserved = [task for probe in (validation, *tests) for task in probe.tasks]
     rollout, train = config.rollout, config.train
@@ -118,7 +142,7 @@ def open_school(
         source=source,
         admission=Admission(rooms.verifier.judge, reserved),
         replay=ReplayBuffer(config.tasks.replay_capacity),
-        curator=make_curator(config, source.cells()),
+        curator=curator,
         validation=validation,
         tests=tests,
         sampling=SamplingParams(

@@ -14,7 +14,7 @@ import numpy as np
 
 from cosr_jax.buckets import bucket_length
 from cosr_jax.train.advantages import group_advantages
-from cosr_jax.types import Outcome, RolloutGroup
+from cosr_jax.types import RolloutGroup
 
 
 @jax.tree_util.register_dataclass
@@ -47,8 +47,8 @@ class GroupCounts:
     """What became of the groups that a GRPO batch was built from."""
 
     groups: int
-    zero_variance_groups: int  # dropped: their judged rewards are all equal, or fewer than two
-    unjudged_samples: int  # ERROR verdicts in kept groups: left out
+    zero_variance_groups: int  # dropped: their usable rewards are all equal, or fewer than two
+    unjudged_samples: int  # not ``Verdict.is_trainable``, in kept groups: left out
     rows: int  # samples in the batch
 
 
@@ -92,8 +92,8 @@ def grpo_batch(
 ) -> tuple[TrainBatch | None, GroupCounts]:
     """A batch of the informative groups' judged samples.
 
-    Samples with an ERROR verdict are left out of their group's mean and deviation and of the
-    batch: no verdict is not a wrong answer.
+    Samples without a verdict to train on (an ERROR, or an opinion that config leaves out) count
+    neither in their group's mean and deviation nor in the batch: that is no wrong answer.
 
     Returns:
       The batch, None if no group is informative, and the counts.
@@ -106,7 +106,7 @@ def grpo_batch(
     for group in groups:
         if len(group.verdicts) != len(group.completions):
             raise ValueError(f"group of task {group.task.task_id} has not been judged")
-        judged = np.array([v.outcome is not Outcome.ERROR for v in group.verdicts], bool)
+        judged = np.array([v.is_trainable for v in group.verdicts], bool)
         rewards = np.array([v.reward for v in group.verdicts], np.float32)
         advantages, informative = group_advantages(rewards, judged, scale=scale_advantages)
         if not informative:

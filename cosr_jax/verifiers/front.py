@@ -265,7 +265,8 @@ class LocalFront:
         if verdict.category not in (("",) if has_passed else CATEGORIES):
             raise ValueError(f"{verdict.outcome.value} with category {verdict.category!r}")
         if not has_passed and not self._config.partial_credit:
-            return dataclasses.replace(verdict, reward=0.0)
+            # Nothing is worth nothing whatever anyone thinks of it.
+            return dataclasses.replace(verdict, reward=0.0, is_subjective=False)
         # An opinion may take something off a pass; nothing makes a failure worth a pass.
         is_right = verdict.reward == 1.0 if has_passed else 0.0 <= verdict.reward < 1.0
         if not is_right and not (verdict.is_subjective and 0.0 <= verdict.reward < 1.0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
@@ -53,6 +54,7 @@ class VerifierPool:
         self, config: VerifierConfig, open_front: Callable[[VerifierConfig], Front] = make_front
     ):
         check_forms(config.accept)
+        self._config = config
         self._lock = threading.Lock()
         self._is_closed = False
         self._last_stats: dict[str, Any] = {}
@@ -124,13 +126,19 @@ class VerifierPool:
         judge = self._front.judge
         tasks = [asyncio.ensure_future(judge(task, said, limits)) for task, said in cases]
         try:
-            return await asyncio.gather(*tasks)
+            return [self._marked(verdict) for verdict in await asyncio.gather(*tasks)]
         finally:
             for task in tasks:
                 task.cancel()
             # Whoever gave up, or met an error, leaves no case running behind.
             await asyncio.gather(*tasks, return_exceptions=True)
             self._batches.discard(batch)
+
+    def _marked(self, verdict: Verdict) -> Verdict:
+        """``verdict``, left out of training if it is an opinion and config wants none."""
+        if not verdict.is_subjective or self._config.train_on_subjective:
+            return verdict
+        return dataclasses.replace(verdict, is_left_out=True)
 
     async def _stats(self) -> dict[str, Any]:
         return self._front.stats()

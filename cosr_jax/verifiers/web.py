@@ -348,7 +348,8 @@ class WebJudge:
       browser: name or path of the Chromium to run; "": the first that is found.
       max_pages: browsers, each with one page at a time.
       use_namespace: see ``browser.Browser``.
-      checklist: what a language model is asked afterwards; None: nothing.
+      checklist: what a language model is asked afterwards about pages that a student made
+        (``Completion.token_ids``; references and canaries have none); None: nothing.
     """
 
     def __init__(
@@ -398,16 +399,26 @@ class WebJudge:
             return _failure(found, found.category)
         if len(found.answer) > MAX_CHARACTERS:
             return _failure(found, "forbidden", f"more than {MAX_CHARACTERS} characters")
+        checklist = self._checklist if completion.token_ids else None
         slot = await self._free.get()
         try:
-            return await self._visit(slot, found, wanted, limits.wall_s)
+            verdict, material = await self._visit(slot, found, wanted, limits.wall_s, checklist)
         finally:
             self._free.put_nowait(slot)
+        return await lowered(verdict, checklist, material) if checklist and material else verdict
 
     async def _visit(
-        self, slot: _Slot, found: Extraction, wanted: Requirements, wall_s: float
-    ) -> Verdict:
-        """Judges a page in ``slot``, whose browser is gone afterwards unless all went well."""
+        self,
+        slot: _Slot,
+        found: Extraction,
+        wanted: Requirements,
+        wall_s: float,
+        checklist: Checklist | None,
+    ) -> tuple[Verdict, Material | None]:
+        """The verdict on a page, and what the checklist needs if it concerns such a verdict.
+
+        The browser of ``slot`` is gone afterwards unless all went well.
+        """
         is_well, page = False, None
         try:
             browser = await slot.take()
@@ -417,32 +428,31 @@ class WebJudge:
                 async with asyncio.timeout(wall_s):
                     await page.open(found.answer, wanted.width)
                     report = await check_page(page, wanted)
-                    material = await _material(page) if self._checklist else None
+                    verdict = _verdict(found, report)
+                    is_asked = checklist is not None and checklist.concerns(verdict)
+                    material = await _material(page) if is_asked else None
                     await page.close()
             except TimeoutError:
                 spent = browser.cpu_seconds() - cpu_s
                 detail = f"no end within {wall_s:g} s ({spent:.2g} s of CPU time)"
                 if spent < _CPU_SHARE * wall_s and not page.has_left:
-                    return Verdict(Outcome.ERROR, 0.0, detail=detail)
-                return _failure(found, "timeout", detail)
+                    return Verdict(Outcome.ERROR, 0.0, detail=detail), None
+                return _failure(found, "timeout", detail), None
             is_well = True
         except CommandRefused as error:  # a page that is leaving, for instance
-            return _failure(found, "runtime_error", str(error))
+            return _failure(found, "runtime_error", str(error)), None
         except BrowserError as error:
-            return Verdict(Outcome.ERROR, 0.0, detail=str(error))
+            return Verdict(Outcome.ERROR, 0.0, detail=str(error)), None
         except PageFlood as error:
-            return _failure(found, "output_limit", str(error))
+            return _failure(found, "output_limit", str(error)), None
         except PageCrash as error:
-            return _failure(found, "crash", str(error))
+            return _failure(found, "crash", str(error)), None
         finally:
             if not is_well:
                 if page:
                     page.release()
                 await slot.drop()
-        verdict = _verdict(found, report)
-        if self._checklist and material:
-            verdict = await lowered(verdict, self._checklist, material)
-        return verdict
+        return verdict, material
 
 
 async def _material(page: Page) -> Material:

@@ -1,21 +1,23 @@
 """The second-level checker: a language model's opinion, where no program can judge.
 
 It is off unless somebody builds a ``WebJudge`` with a checklist.  Items are fixed beforehand and
-answered one by one; an answer counts only with a quotation that stands in the page, word for word.
-It can lower a reward by a capped weight and can never raise one, and a verdict that it lowered says
-so (``Verdict.is_subjective``), so that training can leave it out.
+answered one by one; an answer counts only with a quotation that stands in the page.  Opinions can
+lower a reward by a capped weight and can never raise one, nor change an outcome; a verdict that
+they lowered says so (``Verdict.is_subjective``), so that training can leave it out.
 """
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+import unicodedata
+from collections.abc import Sequence
+from typing import Protocol
 
-from cosr_jax.types import Verdict
+from cosr_jax.types import Outcome, Verdict
 
 MAX_WEIGHT = 0.5
-_MIN_QUOTE = 8  # characters: shorter ones stand in every page
+MIN_QUOTE = 8  # characters without blanks: shorter ones stand in every page
 _MAX_MATERIAL = 50_000  # characters
 
 
@@ -27,11 +29,35 @@ class Material:
     markup: str  # the document as it stands after all steps
 
 
+@dataclasses.dataclass(frozen=True)
+class Opinion:
+    """A model's answer about one item."""
+
+    fails: bool  # whether the page falls short
+    quote: str  # where in the page that is seen
+
+
+class Unanswered(Exception):
+    """Nobody could be asked, or gave a usable answer: the page did nothing.
+
+    Args:
+      reason: from a small set, e.g. "breaker_open".
+    """
+
+    def __init__(self, reason: str):
+        super().__init__(reason)
+        self.reason = reason
+
+
 class Ask(Protocol):
     """Asks a language model about one item."""
 
-    async def __call__(self, item: str, material: Material) -> Mapping[str, Any]:
-        """{"fails": bool, "quote": str}: whether the page falls short, and where that is seen."""
+    async def __call__(self, item: str, material: Material) -> Opinion:
+        """The opinion.
+
+        Raises:
+          Unanswered: there is none.
+        """
         ...
 
 
@@ -46,6 +72,7 @@ class Checklist:
     items: Sequence[str]
     ask: Ask
     weight: float = 0.2  # share of the reward that is lost when every item fails
+    only_passes: bool = False  # nobody is asked about other pages, which earn nothing anyway
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -53,50 +80,61 @@ class Checklist:
         if not 0 < self.weight <= MAX_WEIGHT:
             raise ValueError(f"weight {self.weight} is not in (0, {MAX_WEIGHT}]")
 
+    def concerns(self, verdict: Verdict) -> bool:
+        """Whether there is a reward to be lowered."""
+        return verdict.reward > 0 and (verdict.outcome is Outcome.PASS or not self.only_passes)
+
 
 async def lowered(verdict: Verdict, checklist: Checklist, material: Material) -> Verdict:
     """``verdict``, with less reward for each item that fails with evidence.
 
-    An item whose answer is malformed, lacks evidence, or does not come is left out and named in the
-    detail.
+    All items are asked about at once.  One that fails without evidence is named in the detail and
+    left out; so is one that nobody answers, which ``Verdict.unanswered`` counts.
     """
-    if verdict.reward <= 0:
+    if not checklist.concerns(verdict):
         return verdict
     shown = Material(material.text[:_MAX_MATERIAL], material.markup[:_MAX_MATERIAL])
-    failed, notes = 0, []
-    for item in checklist.items:
-        try:
-            answer = await checklist.ask(item, shown)
-        except Exception as error:  # whatever a model's client raises: the page did nothing
-            notes.append(f"{item[:60]!r} unanswered ({type(error).__name__})")
-            continue
-        if not _is_answer(answer):
-            notes.append(f"{item[:60]!r} answered out of form")
-        elif answer["fails"] and not _stands_in(answer["quote"], shown):
+    answers = await asyncio.gather(
+        *(checklist.ask(item, shown) for item in checklist.items), return_exceptions=True
+    )
+    failed = unanswered = 0
+    notes = []
+    for item, answer in zip(checklist.items, answers, strict=True):
+        if isinstance(answer, Unanswered):
+            unanswered += 1
+            notes.append(f"{item[:60]!r} unanswered ({answer.reason})")
+        elif isinstance(answer, BaseException):
+            raise answer
+        elif answer.fails and not stands_in(answer.quote, shown):
             notes.append(f"{item[:60]!r} without evidence")
-        elif answer["fails"]:
+        elif answer.fails:
             failed += 1
-            notes.append(f"{item[:60]!r} fails: {answer['quote'][:60]!r}")
-    detail = "; ".join(filter(None, [verdict.detail, *notes]))[:1000]
-    if not failed:
-        return dataclasses.replace(verdict, detail=detail)
-    share = 1 - checklist.weight * failed / len(checklist.items)
+            notes.append(f"{item[:60]!r} fails: {answer.quote[:60]!r}")
     return dataclasses.replace(
-        verdict, reward=verdict.reward * share, detail=detail, is_subjective=True
+        verdict,
+        reward=verdict.reward * (1 - checklist.weight * failed / len(checklist.items)),
+        detail="; ".join(filter(None, [verdict.detail, *notes]))[:1000],
+        is_subjective=failed > 0,
+        unanswered=unanswered,
     )
 
 
-def _is_answer(answer: object) -> bool:
-    return (
-        isinstance(answer, Mapping)
-        and isinstance(answer.get("fails"), bool)
-        and isinstance(answer.get("quote", ""), str)
-        and ("quote" in answer or not answer["fails"])
+def stands_in(quote: str, material: Material) -> bool:
+    """Whether ``quote`` is a passage of the page.
+
+    Blanks and what cannot be seen do not count: a prompt breaks up whatever looks like a control
+    token and replaces hidden characters, and a model leaves them out.
+    """
+    folded = _visible(quote)
+    return len(folded) >= MIN_QUOTE and any(
+        folded in _visible(text) for text in (material.text, material.markup)
     )
 
 
-def _stands_in(quote: str, material: Material) -> bool:
-    folded = " ".join(quote.split())
-    return len(folded) >= _MIN_QUOTE and any(
-        folded in " ".join(text.split()) for text in (material.text, material.markup)
+def _visible(text: str) -> str:
+    whole = text.encode("utf-8", "replace").decode()  # a lone surrogate is shown as "?"
+    return "".join(
+        c
+        for c in whole
+        if not c.isspace() and c != "\N{REPLACEMENT CHARACTER}" and unicodedata.category(c) != "Cf"
     )

@@ -16,6 +16,7 @@ from cosr_jax.curator.prompts import (
     analyst,
     author,
     checker,
+    opinion,
     planner,
 )
 from cosr_jax.curator.quoting import defused, quoted
@@ -183,6 +184,18 @@ def test_a_prompt_that_cannot_fit_says_so():
         analyst([failure(0)], RATES, context, LEAST_TOKENS, seed=0)
 
 
+def test_of_a_long_page_both_ends_are_shown():
+    page = "<html>" + "\u00e9\x01" * 100_000 + "</html>"
+    request = opinion("It is polite.", page, page, LEAST_TOKENS)
+    assert request.prompt_tokens <= LEAST_TOKENS
+    shown = json.loads(request.messages[1].content)["data"]["page"]
+    for text in shown.values():
+        assert text.startswith("<html>") and text.endswith("</html>")
+        assert "characters left out" in text
+    with pytest.raises(UserError, match="checklist's item 'It is"):
+        opinion("It is polite. " * 2_000, page, page, LEAST_TOKENS)
+
+
 def every_prompt(text):
     """All prompts into which student text, or another model's, can find its way."""
     failures = [failure(0, text, prompt=text, detail=text), failure(1, text), failure(2, text)]
@@ -193,6 +206,7 @@ def every_prompt(text):
     for form in FORMS:
         yield author(form, weakness, failures, 6, 0.4, CONTEXT, 20_000, seed=0).request
     yield checker(task)
+    yield opinion("It is polite.", text, f"<p>{text}</p>", 20_000)
 
 
 @pytest.mark.parametrize("text", INJECTIONS)

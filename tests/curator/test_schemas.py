@@ -65,7 +65,7 @@ def test_a_bound_that_is_not_given_is_not_sent():
     assert plan["learning_rate_scale"] == {"type": "number", "minimum": 0.0}
 
 
-@pytest.mark.parametrize("schema", SCHEMAS)
+@pytest.mark.parametrize("schema", ["analysis", "plan", "tasks"])
 def test_an_enum_without_values_is_refused(schema):
     with pytest.raises(UserError, match="no allowed value"):
         json_schema(schema, Context())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -44,6 +46,20 @@ def test_grpo_rows_are_the_judged_samples_of_informative_groups():
         )
     assert not batch.completion_mask[5:].any()
     assert int(batch.num_microbatches) == 2
+
+
+def test_a_verdict_that_is_left_out_counts_like_none():
+    lowered = group([1.0, 0.0, 0.8, 0.0])
+    opinion = dataclasses.replace(lowered.verdicts[2], is_left_out=True)
+    left_out = lowered.judged([*lowered.verdicts[:2], opinion, lowered.verdicts[3]])
+    unjudged = group([1.0, 0.0, None, 0.0])
+    batches = [grpo_batch([g], SHAPE, scale_advantages=False) for g in (left_out, unjudged)]
+    assert batches[0][1] == batches[1][1]
+    np.testing.assert_array_equal(batches[0][0].advantages, batches[1][0].advantages)
+    alone = group([0.8, 0.0])
+    assert alone.is_informative
+    opinion = dataclasses.replace(alone.verdicts[0], is_left_out=True)
+    assert not alone.judged([opinion, alone.verdicts[1]]).is_informative
 
 
 def test_scaled_advantages_reach_the_batch():

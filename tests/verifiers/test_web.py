@@ -1,5 +1,6 @@
 import asyncio
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from cosr_jax.verifiers import contrast
 from cosr_jax.verifiers.browser import Browser, find_browser
 from cosr_jax.verifiers.judges import Limits
 from cosr_jax.verifiers.web import WebJudge, extract_document, read_requirements
-from cosr_jax.verifiers.web_checklist import Checklist, Material, lowered
+from cosr_jax.verifiers.web_checklist import Checklist, Material, Opinion, Unanswered, lowered
 
 
 def chromium():
@@ -42,7 +43,7 @@ def fenced(page):
     return f"Here is the page.\n```html\n{page}\n```\nIt works."
 
 
-def judge_pages(pages, requirements=web_pages.TEXT, limits=PATIENT, **options):
+def judge_pages(pages, requirements=web_pages.TEXT, limits=PATIENT, tokens=(), **options):
     async def run():
         judge = WebJudge(**options)
         await judge.start()
@@ -50,7 +51,7 @@ def judge_pages(pages, requirements=web_pages.TEXT, limits=PATIENT, **options):
             return await asyncio.gather(
                 *(
                     judge.judge(
-                        web_task(requirements), Completion((), (), fenced(page), "stop"), limits
+                        web_task(requirements), Completion(tokens, (), fenced(page), "stop"), limits
                     )
                     for page in pages
                 )
@@ -384,6 +385,7 @@ def test_contrast_follows_wcag():
 
 MATERIAL = Material("Counter Add 0", "<html><h1>Counter of things</h1></html>")
 GOOD = Verdict(Outcome.PASS, 1.0, value_correct=True)
+FINE = Opinion(False, "")
 
 
 def opinions(*answers, weight=0.4):
@@ -401,16 +403,14 @@ def opinions(*answers, weight=0.4):
 @pytest.mark.parametrize(
     ("answers", "reward"),
     [
-        ([{"fails": True, "quote": "Counter  Add 0"}], 0.6),
-        ([{"fails": True, "quote": "<h1>Counter of"}, {"fails": False}], 0.8),
-        ([{"fails": False, "quote": ""}], 1.0),
-        ([{"fails": True, "quote": "is not in the page"}], 1.0),
-        ([{"fails": True, "quote": "Add"}], 1.0),  # too short to be evidence
-        ([{"fails": True}], 1.0),
-        ([{"fails": "yes", "quote": "Counter Add 0"}], 1.0),
-        ([{"reward": 5, "fails": False}], 1.0),
-        ([None], 1.0),
-        ([RuntimeError("down")], 1.0),
+        ([Opinion(True, "Counter  Add 0")], 0.6),
+        ([Opinion(True, "Coun\ufffdter A d d\u200b 0")], 0.6),  # as prompts show hidden characters
+        ([Opinion(True, "<h1>Counter of"), FINE], 0.8),
+        ([FINE], 1.0),
+        ([Opinion(True, "is not in the page")], 1.0),
+        ([Opinion(True, "Add")], 1.0),  # too short to be evidence
+        ([Opinion(True, "  \u200b        ")], 1.0),
+        ([Unanswered("breaker_open")], 1.0),
     ],
 )
 def test_an_opinion_needs_evidence_and_only_lowers(answers, reward):
@@ -418,16 +418,26 @@ def test_an_opinion_needs_evidence_and_only_lowers(answers, reward):
     assert verdict.reward == pytest.approx(reward)
     assert verdict.is_subjective is (reward < 1.0)
     assert verdict.outcome is Outcome.PASS
+    assert verdict.unanswered == sum(isinstance(a, Unanswered) for a in answers)
+
+
+def test_what_is_no_lack_of_an_answer_is_not_taken_for_one():
+    with pytest.raises(UserError, match="no recording"):
+        asyncio.run(lowered(GOOD, opinions(FINE, UserError("no recording", "x")), MATERIAL))
 
 
 def test_an_opinion_never_saves_a_failure_and_its_weight_is_capped():
     failed = Verdict(Outcome.FAIL, 0.0, category="wrong_answer")
-    assert asyncio.run(lowered(failed, opinions({"fails": False}), MATERIAL)) is failed
+    assert asyncio.run(lowered(failed, opinions(FINE), MATERIAL)) is failed
     partly = Verdict(Outcome.FAIL, 0.5, category="wrong_answer")
-    assert asyncio.run(lowered(partly, opinions({"fails": False}), MATERIAL)).reward == 0.5
+    assert asyncio.run(lowered(partly, opinions(FINE), MATERIAL)).reward == 0.5
+    worse = opinions(Opinion(True, "Counter of things"))
+    assert asyncio.run(lowered(partly, worse, MATERIAL)).reward == pytest.approx(0.3)
+    only_passes = dataclasses.replace(worse, only_passes=True)
+    assert asyncio.run(lowered(partly, only_passes, MATERIAL)) is partly
     for weight in (0, 0.6, -1):
         with pytest.raises(ValueError):
-            opinions({"fails": False}, weight=weight)
+            opinions(FINE, weight=weight)
 
 
 @needs_chromium
@@ -436,9 +446,9 @@ def test_the_checklist_sees_the_page_after_all_steps():
 
     async def ask(item, material):
         seen.append(material)
-        return {"fails": True, "quote": "HELLO ADA"}
+        return Opinion(True, "HELLO ADA")
 
     checklist = Checklist(["Is it friendly?"], ask, 0.25)
-    (verdict,) = judge_pages([web_pages.HONEST_PAGE], checklist=checklist)
+    (verdict,) = judge_pages([web_pages.HONEST_PAGE], tokens=(1,), checklist=checklist)
     assert (verdict.reward, verdict.is_subjective) == (0.75, True)
     assert "HELLO ADA" in seen[0].text and '<p id="hello">HELLO ADA</p>' in seen[0].markup
