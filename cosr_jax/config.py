@@ -147,6 +147,13 @@ class CuratorLlmConfig:
     temperature: float = setting(1.0, "sampling temperature", low=0.0, high=2.0)
     top_p: float = setting(1.0, "nucleus; 1 is off", above=0.0, high=1.0)
     claims: int = setting(8, "weaknesses that an analysis may name", low=1, high=50)
+    analysts: int = setting(
+        1,
+        "endpoints of the role analyst that look at the same failures; claims that several share "
+        "need no correction for the number of claims",
+        low=1,
+        high=16,
+    )
     audit_samples: int = setting(
         24, "fresh answers on which each claimed weakness is tested", low=4, high=10_000
     )
@@ -252,6 +259,13 @@ class VerifierConfig:
     memory_mb: int = setting(512, "memory of a case, in MiB", low=16, high=2**20)
     output_kb: int = setting(64, "what a case may print, in KiB", low=1, high=2**20)
     file_mb: int = setting(16, "what a case may write to files, in MiB", low=0, high=2**20)
+    adapt: str = setting(
+        "never",
+        "look again at maths answers that lack the form alone: a model of config.curator.llm in "
+        "the role checker has to point at what strict rules find stated; in evaluation, where the "
+        "verifier's verdict stays the official one, or in rewards as well",
+        choices=("never", "evaluation", "rewards"),
+    )
     accept: tuple[str, ...] = setting(
         ("boxed",),
         "forms of the answer that count: boxed, answer_tag, hashes, phrase, bare, number",
@@ -550,6 +564,12 @@ def _check_together(config: RunConfig) -> None:
             f"config.rollout.top_p: {config.rollout.top_p} with top_k {config.rollout.top_k} "
             "truncates what GRPO trains on, which biases its probability ratios",
             "set top_p=1.0 and top_k=0",
+        )
+    if config.verifier.adapt != "never" and not config.curator.llm.endpoints:
+        raise UserError(
+            f"config.verifier.adapt: {config.verifier.adapt!r} needs a model, and "
+            "config.curator.llm.endpoints is ()",
+            "add one, e.g. 'judge http://127.0.0.1:8000/v1', or set adapt to never",
         )
     rollout = config.rollout
     samples = rollout.prompts_per_step * rollout.num_generations

@@ -202,6 +202,7 @@ class Question:
     #: once no more can be left out.
     shorter: Callable[[], Question | None] | None = None
     deadline_s: float = math.inf  # where less time is left than ``config.curator.llm`` gives
+    endpoints: tuple[str, ...] = ()  # names of those to ask, in order; (): the role's
 
 
 class CallError(Exception):

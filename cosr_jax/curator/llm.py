@@ -193,9 +193,12 @@ class LlmCurator(Curator):
                 llm.claims,
                 llm.prompt_tokens,
                 self._seed + diagnosis.round,
+                llm.analysts,
             )
         except CallError as error:
             raise _Alone(error.reason) from error
+        for reason in analysis.lost:
+            self._counts[f"analysts_lost/{reason}"] += 1
         now.findings = audit(
             analysis.weaknesses,
             diagnosis.failures,
@@ -206,6 +209,7 @@ class LlmCurator(Curator):
             tolerated=1.0 - self._config.zone_high,
         )
         self._counts["claims"] += len(now.findings)
+        self._counts["claims_shared"] += sum(f.weakness.is_shared for f in now.findings)
         self._counts["claims_accepted"] += len(now.accepted)
         self._counts["claims_hallucinated"] += len(now.findings) - len(now.accepted)
         self._counts["ids_hallucinated"] += analysis.unknown_ids

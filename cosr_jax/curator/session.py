@@ -72,12 +72,12 @@ class Session:
                 shorter = question.shorter() if question.shorter else None
                 if error.reason != "context_overflow" or shorter is None:
                     raise
-                question = shorter
+                question = dataclasses.replace(shorter, endpoints=question.endpoints)
                 self._client.tally.count("shortened")
 
     async def _ask(self, question: Question, started: float) -> Reply:
         client, request = self._client, question.request
-        key = client.key(request)
+        key = client.key(question)
         found = client.archive.find(key, request.role)
         if found is not None and isinstance(found.outcome, Reply) and question.accept:
             complaint = question.accept(found.outcome)
@@ -106,7 +106,7 @@ class Session:
     async def _from_any(self, question: Question, call: _Call) -> Reply:
         """The answer of the first endpoint that gives one."""
         failures: list[tuple[str, Failure]] = []
-        for endpoint in self._client.routes[question.request.role]:
+        for endpoint in self._client.asked(question):
             if failures:
                 self._client.tally.count(f"failover/{endpoint.name}")
             try:
@@ -134,6 +134,7 @@ class Session:
         client, asked = self._client, question.request
         tries = reasks = 0
         cut: Reply | None = None  # an answer that ended with its token budget
+        met: Failure | None = None  # what the last request ended in
         is_lengthened = False
         while True:
             tries += 1
@@ -157,6 +158,9 @@ class Session:
                     tries -= 1
                     continue
                 else:
+                    if met is not None and failure.reason == "breaker_open":
+                        raise met from None  # it is why the breaker opened meanwhile
+                    met = failure
                     await self._wait(failure, tries, call)
                     continue
             cut = None
