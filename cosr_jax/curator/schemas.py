@@ -19,8 +19,8 @@ from typing import Any, Literal, Protocol
 from cosr_jax.curator.repair import Number, strict
 from cosr_jax.types import UserError
 
-Schema = Literal["analysis", "plan", "tasks", "opinion"]
-SCHEMAS: tuple[Schema, ...] = ("analysis", "plan", "tasks", "opinion")
+Schema = Literal["analysis", "plan", "tasks", "opinion", "pointer"]
+SCHEMAS: tuple[Schema, ...] = ("analysis", "plan", "tasks", "opinion", "pointer")
 
 KINDS_OF_WEAKNESS = ("format", "knowledge", "logic", "arithmetic", "incomplete")
 DOMAINS = ("math", "code")
@@ -31,6 +31,7 @@ _BOUNDS: Mapping[str, tuple[float, float]] = {
     "difficulty": (0.0, 1.0),
     "learning_rate_scale": (0.0, math.inf),
     "num_tasks": (0.0, math.inf),
+    "occurrence": (1.0, 1e6),
 }
 
 
@@ -333,8 +334,16 @@ _TASK_OF_DOMAIN: Mapping[str, Mapping[str, Field]] = {
     for domain in DOMAINS
 }
 _OPINION: Mapping[str, Field] = {"fails": Flag(), "quote": Text(may_be_blank=True)}
+_POINTER: Mapping[str, Field] = {
+    "quote": Text(may_be_blank=True),
+    "occurrence": Real(is_integer=True),
+}
 #: Schemas of one object, which is taken whole or not at all.
-OF_ONE: Mapping[Schema, Mapping[str, Field]] = {"plan": _PLAN, "opinion": _OPINION}
+OF_ONE: Mapping[Schema, Mapping[str, Field]] = {
+    "plan": _PLAN,
+    "opinion": _OPINION,
+    "pointer": _POINTER,
+}
 #: The key under which the items of the other schemas stand.
 ITEMS_KEY: Mapping[Schema, str] = {"analysis": "weaknesses", "tasks": "tasks"}
 

@@ -51,7 +51,12 @@ def evaluate(config: RunConfig, workdir: Path | None) -> RunReport:
         for probe in probes:
             progress.phase(f"measuring {probe.name} ({len(probe.tasks)} tasks)")
             result = measure(
-                probe.tasks, rooms.engine, rooms.chat, rooms.verifier, config.eval.max_new_tokens
+                probe.tasks,
+                rooms.engine,
+                rooms.chat,
+                rooms.verifier,
+                config.eval.max_new_tokens,
+                rooms.adapter,
             )
             tokens += result.generated_tokens
             results.append(suite_result(config, probe, None, result))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cosr_jax.protocols import ChatTokenizer, RolloutEngine, Verifier
+from cosr_jax.run.adapter import Adapter
 from cosr_jax.types import Completion, Outcome, SamplingParams, Task, Verdict
 
 
@@ -20,11 +21,17 @@ class ProbeResult:
     categories: tuple[str, ...]  # failure category, "" for a pass
     answers: tuple[str, ...]  # the student's full text
     generated_tokens: int
+    adapted: tuple[bool, ...] = ()  # passed in the adapter's eyes, see ``run.adapter``; () without
 
     @property
     def accuracy(self) -> float:
         """Share of judged tasks that passed, in [0, 1]; 0 when none was judged."""
         return sum(self.strict) / max(1, sum(self.judged))
+
+    @property
+    def adapted_accuracy(self) -> float:
+        """As ``accuracy``, in the adapter's eyes."""
+        return sum(self.adapted) / max(1, sum(self.judged))
 
     @property
     def num_judged(self) -> int:
@@ -49,15 +56,21 @@ def measure(
     tokenizer: ChatTokenizer,
     verifier: Verifier,
     max_new_tokens: int,
+    adapter: Adapter | None = None,
 ) -> ProbeResult:
-    """Answers every task greedily (pass@1) and judges the answers.
+    """Answers every task greedily (pass@1) and judges the answers; an adapter looks at them again.
 
     The same weights and tasks give the same result: nothing is drawn, and tasks are answered in
     their given order.
     """
     completions = answer_greedily(tasks, engine, tokenizer, max_new_tokens)
-    verdicts = verifier.judge(list(zip(tasks, completions, strict=True)))
-    return _result(completions, verdicts)
+    cases = list(zip(tasks, completions, strict=True))
+    verdicts = verifier.judge(cases)
+    result = _result(completions, verdicts)
+    if adapter is None:
+        return result
+    adapted = tuple(v.outcome is Outcome.PASS for v in adapter.adapt(cases, verdicts))
+    return dataclasses.replace(result, adapted=adapted)
 
 
 def answer_greedily(

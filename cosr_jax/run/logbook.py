@@ -10,6 +10,7 @@ import numpy as np
 
 from cosr_jax.config import RunConfig, to_dict
 from cosr_jax.protocols import Curator
+from cosr_jax.run.adapter import Adapter
 from cosr_jax.run.checker import Checker
 from cosr_jax.run.metrics import JsonLinesLog, MetricsHistory, MetricsWriter, SampleLog, sample_rows
 from cosr_jax.run.report import RunReport
@@ -79,13 +80,13 @@ class Logbook:
             | dict(curator.figures()),
         )
 
-    def opinions(self, state: LoopState, checker: Checker) -> None:
-        """Notes the calls of the pages' checker, and its figures, if there were any calls."""
-        records = checker.take_records()
+    def opinions(self, state: LoopState, adviser: Checker | Adapter) -> None:
+        """Notes the calls of an adviser, and its figures, if there were any calls."""
+        records = adviser.take_records()
         for record in records:
             self._calls.append({"step": state.step, "round": state.round + 1, **record})
         if records:
-            self._write(state.step, checker.figures())
+            self._write(state.step, adviser.figures())
 
     def step(
         self,

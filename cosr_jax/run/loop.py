@@ -26,6 +26,7 @@ import numpy as np
 
 from cosr_jax.config import RunConfig, config_hash
 from cosr_jax.run import convergence
+from cosr_jax.run.adapter import Adapter
 from cosr_jax.run.checkpoint import CheckpointStore
 from cosr_jax.run.evaluation import ProbeResult, measure
 from cosr_jax.run.laboratory import Laboratory
@@ -173,8 +174,8 @@ class Run:
     def plan_round(self) -> Plan:
         """Samples what the curator wants to know, and lets it decide."""
         state, curator = self.state, self.school.curator
-        if self.rooms.checker:
-            self.rooms.checker.start_round(state.round + 1)
+        for adviser in self.rooms.advisers.values():
+            adviser.start_round(state.round + 1)
         evidence = list(state.evidence)
         wanted = curator.wanted_diagnosis()
         if wanted:
@@ -279,7 +280,8 @@ class Run:
             seed,
             least=min(count, prompts),
         )
-        groups = self.sample(tasks, seed, plan.group_size)
+        adapter = self.rooms.adapter if config.verifier.adapt == "rewards" else None
+        groups = self.sample(tasks, seed, plan.group_size, adapter)
         school.replay.add(tasks)
         state.tally.count(groups)
         self.keep_failures(groups)
@@ -441,19 +443,21 @@ class Run:
         return report
 
     def note_opinions(self) -> None:
-        """Logs what the checker of pages was asked since the last time."""
-        if self.rooms.checker:
-            self.logbook.opinions(self.state, self.rooms.checker)
+        """Logs what the checker of pages and the adapter of answers were asked since last time."""
+        for adviser in self.rooms.advisers.values():
+            self.logbook.opinions(self.state, adviser)
 
     def measure(self, probe: ProbeSet) -> ProbeResult:
         """Greedy answers to every task of ``probe``, judged."""
         rooms = self.rooms
         limit = self.config.eval.max_new_tokens
-        result = measure(probe.tasks, rooms.engine, rooms.chat, self.watch, limit)
+        result = measure(probe.tasks, rooms.engine, rooms.chat, self.watch, limit, rooms.adapter)
         self.state.generated_tokens += result.generated_tokens
         return result
 
-    def sample(self, tasks: list[Task], seed: int, count: int = 0) -> list[RolloutGroup]:
+    def sample(
+        self, tasks: list[Task], seed: int, count: int = 0, adapter: Adapter | None = None
+    ) -> list[RolloutGroup]:
         """A judged group of ``count`` samples of each task; 0: ``rollout.num_generations``."""
         rooms = self.rooms
         groups = sample_groups(
@@ -464,6 +468,7 @@ class Run:
             rooms.chat,
             self.watch,
             seed,
+            adapter,
         )
         self.state.generated_tokens += sum(len(c.token_ids) for g in groups for c in g.completions)
         return groups
@@ -484,8 +489,8 @@ class Run:
             "replay": self.school.replay.state_dict(),
             "rows": self.logbook.sync(),
         }
-        if self.rooms.checker:
-            host["checker"] = self.rooms.checker.state_dict()
+        for name, adviser in self.rooms.advisers.items():
+            host[name] = adviser.state_dict()
         self.store.save(self.state.step, self.arrays, host, is_best=is_best)
         self._saved_step = self.state.step
 
@@ -515,8 +520,9 @@ class Run:
                 f"{where}: {error}", "take config.tasks back, or a new workdir"
             ) from error
         self.school.replay.load_state_dict(host["replay"])
-        if self.rooms.checker and "checker" in host:
-            self.rooms.checker.load_state_dict(host["checker"])
+        for name, adviser in self.rooms.advisers.items():
+            if name in host:
+                adviser.load_state_dict(host[name])
         self._saved_step = restored.step
         self.progress.note(f"resuming after step {restored.step}")
         is_changed = host["config"] != config_hash(self.config)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cosr_jax.protocols import ChatTokenizer, RolloutEngine, TaskSource, Verifier
+from cosr_jax.run.adapter import Adapter
 from cosr_jax.tasks.admission import Admission
 from cosr_jax.tasks.replay import ReplayBuffer
 from cosr_jax.types import (
@@ -105,8 +106,12 @@ def sample_groups(
     tokenizer: ChatTokenizer,
     verifier: Verifier,
     seed: int,
+    adapter: Adapter | None = None,
 ) -> list[RolloutGroup]:
-    """Answers each task ``num_generations`` times and judges every answer."""
+    """Answers each task ``num_generations`` times and judges every answer.
+
+    With an ``adapter`` its verdicts count.
+    """
     prompts = [tokenizer.encode_prompt(task.prompt) for task in tasks]
     completions = engine.generate(prompts, num_generations, sampling, seed)
     groups = [
@@ -115,6 +120,8 @@ def sample_groups(
     ]
     cases = [(group.task, completion) for group in groups for completion in group.completions]
     verdicts = verifier.judge(cases)
+    if adapter is not None:
+        verdicts = adapter.adapt(cases, verdicts)
     size = num_generations
     return [g.judged(verdicts[i * size : (i + 1) * size]) for i, g in enumerate(groups)]
 

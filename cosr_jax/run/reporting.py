@@ -36,8 +36,16 @@ def suite_result(
     config: RunConfig, probe: ProbeSet, before: ProbeResult | None, after: ProbeResult
 ) -> SuiteResult:
     """One probe set's result, with intervals as configured."""
+    sides = {"adapted_before": before, "adapted": after}
     return SuiteResult.of(
-        probe.name, probe.sha256, probe.tasks, before, after, config.eval.bootstrap, config.seed
+        probe.name,
+        probe.sha256,
+        probe.tasks,
+        before,
+        after,
+        config.eval.bootstrap,
+        config.seed,
+        {name: side.adapted_accuracy for name, side in sides.items() if side and side.adapted},
     )
 
 

@@ -15,6 +15,7 @@ from cosr_jax.curator.llm import LlmCurator
 from cosr_jax.curator.procedural import ProceduralCurator
 from cosr_jax.protocols import Curator, TaskSource
 from cosr_jax.rollout.jax_sampler import JaxSampler
+from cosr_jax.run.adapter import Adapter
 from cosr_jax.run.checker import Checker, make_checklist
 from cosr_jax.sharding import make_mesh
 from cosr_jax.student.chat import Chat
@@ -45,6 +46,13 @@ class Rooms:
     engine: JaxSampler
     verifier: VerifierPool
     checker: Checker | None = None  # of pages, where config has a checklist
+    adapter: Adapter | None = None  # of answers, where config wants one
+
+    @property
+    def advisers(self) -> dict[str, Checker | Adapter]:
+        """Those who ask models beside the curator, by name."""
+        named = {"checker": self.checker, "adapter": self.adapter}
+        return {name: adviser for name, adviser in named.items() if adviser is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +103,8 @@ def open_rooms(config: RunConfig) -> Iterator[Rooms]:
     chat = Chat(resolve_source(config.student.source), config.student.system_prompt)
     engine = JaxSampler(student, chat, config.rollout, mesh)
     with open_verifier(config, checker) as verifier:
-        yield Rooms(mesh, student, chat, engine, verifier, checker)
+        adapter = Adapter(config, verifier) if config.verifier.adapt != "never" else None
+        yield Rooms(mesh, student, chat, engine, verifier, checker, adapter)
 
 
 def open_verifier(config: RunConfig, checker: Checker | None) -> VerifierPool:
@@ -119,8 +128,9 @@ def open_school(
     """Builds tasks, probes, curator and steps.  Steps compile at their first call."""
     source = make_source(config.tasks)
     curator = make_curator(config, source.cells())
-    if rooms.checker and isinstance(curator, LlmCurator) and curator.budget:
-        rooms.checker.share(curator.budget)
+    if isinstance(curator, LlmCurator) and curator.budget:
+        for adviser in rooms.advisers.values():
+            adviser.share(curator.budget)
     validation, tests = make_probes(config, source)
     reserved = [task for probe in (validation, *tests) for task in probe.tasks]
     rollout, train = config.rollout, config.train
