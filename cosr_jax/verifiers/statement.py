@@ -6,8 +6,8 @@ that keeps to no form.  A model may then be asked to point at it (``run.adapter`
 these rules find can be taken, whatever the model says.  There is an answer if
 
 - the final part of the text, reasoning aside, is short plain prose that was not cut, in which
-  nothing negates, hedges, supposes, corrects, compares, quotes or talks about the task (``_DOUBT``),
-  and which copies no run of words and no sentence of the task;
+  nothing negates, hedges, supposes, corrects, compares, quotes or talks about the task, and which
+  copies no run of words and no sentence of the task;
 - its last sentence says so: "The answer is 12", "Result: 12 cm"; or "So she has 12 cups" and
   "Therefore 5 + 7 = 12", where nothing but calculations came before; or the text is one such
   sentence, one calculation or one value;
@@ -60,33 +60,35 @@ _LONGEST, _LONGEST_SENTENCE = 4_000, 300
 #: So many words in a row that stand in the task as well are a quotation.
 _QUOTED_WORDS = 6
 
-_DOUBT = frozenset(
-    """
-    not no nor none neither never without cannot cant can't isn't aren't wasn't doesn't don't didn't
-    won't wouldn't couldn't shouldn't hasn't haven't isnt doesnt dont wont or either whether maybe
-    perhaps possibly probably likely presumably apparently might may could would should if unless
-    suppose supposing assume assuming imagine pretend guess guessing think believe feel seem seems
-    hope unsure uncertain sure certain wrong incorrect incorrectly false untrue mistake mistaken
-    mistakenly error invalid impossible hypothetical hypothetically example instance instead rather
-    except but however although though yet actually wait hmm oops sorry correction corrected redo
-    retry again check checking verify alternatively alternative another other others different
-    about approximately approx roughly around nearly almost between least most more less fewer
-    greater smaller larger than over under up down beyond range estimate estimated rounded round
-    question questions problem task exercise puzzle asked ask asks given say says said
-    saying claim claims claimed told tell tells quote quoted prompt statement stated expected gold
+# Words that leave a doubt whether, or of what, a value is the answer; a few are of other languages.
+_DOUBTFUL = """
+    not no nor none neither never without cannot cant can't isn't aren't wasn't doesn't don't
+    didn't won't wouldn't couldn't shouldn't hasn't haven't isnt doesnt dont wont or either whether
+    maybe perhaps possibly probably likely presumably apparently might may could would should if
+    unless suppose supposing assume assuming imagine pretend guess guessing think believe feel seem
+    seems hope unsure uncertain sure certain wrong incorrect incorrectly false untrue mistake
+    mistaken mistakenly error invalid impossible hypothetical hypothetically example instance
+    instead rather except but however although though yet actually wait hmm oops sorry correction
+    corrected redo retry again check checking verify alternatively alternative another other others
+    different about approximately approx roughly around nearly almost between least most more less
+    fewer greater smaller larger than over under up down beyond range estimate estimated rounded
+    round question questions problem task exercise puzzle asked ask asks given say says said saying
+    claim claims claimed told tell tells quote quoted prompt statement stated expected gold
     reference key hint teacher someone somebody anyone student students friend people they opposite
-    ignore forget joke kidding unknown undefined undetermined know depends until unlike far previous
-    previously old earlier before once was were let take set try trying plug substitute where when
-    which because since as like also first second unlike versus vs half twice
-    double thrice triple dozen dozens hundred hundreds thousand thousands million millions billion
-    billions squared cubed factorial plus minus times divided remainder mod modulo negative positive
-    point thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty
-    sixty seventy eighty ninety eleven twelve ten nine eight seven six five four three two one zero
-    nicht kein keine falsch oder pas faux ou nie ni jamais incorrecto sino aber mais pero
-    """.split()
-)
+    ignore forget joke kidding unknown undefined undetermined know depends until unlike far
+    previous previously old earlier before once was were let take set try trying plug substitute
+    where when which because since as like also first second versus vs half twice double thrice
+    triple dozen dozens hundred hundreds thousand thousands million millions billion billions
+    squared cubed factorial plus minus times divided remainder mod modulo negative positive point
+    thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty
+    seventy eighty ninety eleven twelve ten nine eight seven six five four three two one zero nicht
+    kein keine falsch oder pas faux ou nie ni jamais incorrecto sino aber mais pero
+"""
+_DOUBT = frozenset(_DOUBTFUL.split())
 #: Words that may stand behind a value, besides its unit and words of the task.
-_TAIL = frozenset("left remaining remain total in all altogether now each of them it".split())
+_TAIL = frozenset(
+    ("left", "remaining", "remain", "total", "in", "all", "altogether", "now", "each", "of", "them")
+)
 
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?"
 _VALUE = (

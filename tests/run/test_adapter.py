@@ -242,7 +242,7 @@ def test_rewards_are_adapted_only_when_asked_to():
 
 
 def test_an_adapter_needs_a_model():
-    with pytest.raises(UserError, match="config.verifier.adapt: 'evaluation' needs a model"):
+    with pytest.raises(UserError, match=r"config\.verifier\.adapt: 'evaluation' needs a model"):
         from_config_dict({"verifier": {"adapt": "evaluation"}})
 
 
