@@ -32,6 +32,9 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    # Experts stay whole on a chip: they are spread instead of their width.
+    "expert": ("tensor",),
+    "expert_mlp": (),
     "rank": (),
     "hidden": (),  # the residual stream of activations
     "norm": (),

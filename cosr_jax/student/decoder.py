@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from cosr_jax import sharding
@@ -21,8 +22,10 @@ from cosr_jax.student.cache import KVCache, attend_cached
 from cosr_jax.student.layers import LayerContext, LayerKind, Linear, RMSNorm
 from cosr_jax.student.lora import adapted_names
 from cosr_jax.student.mlp import Mlp
-from cosr_jax.student.names import linear_names
+from cosr_jax.student.moe import ExpertLinear, Moe, chosen_experts
+from cosr_jax.student.names import linear_layers, linear_names
 from cosr_jax.student.shape import ModelConfig
+from cosr_jax.types import UserError
 
 #: Of a decoder without experts.
 LINEARS = (
@@ -42,7 +45,13 @@ class Block(nnx.Module):
     Made stacked, applied one layer at a time.
     """
 
-    def __init__(self, config: ModelConfig, make_linear: Callable[..., Linear], param_dtype: Any):
+    def __init__(
+        self,
+        config: ModelConfig,
+        make_linear: Callable[..., Linear],
+        make_expert_linear: Callable[..., ExpertLinear],
+        param_dtype: Any,
+    ):
         def norm() -> RMSNorm:
             layers, size, eps = config.num_hidden_layers, config.hidden_size, config.rms_norm_eps
             return RMSNorm(layers, size, eps, param_dtype, config.norm_offset)
@@ -51,7 +60,11 @@ class Block(nnx.Module):
         self.attn_norm = norm()
         self.attn = Attention(config, make_linear, param_dtype)
         self.mlp_norm = norm()
-        self.mlp = Mlp(config, make_linear)
+        self.is_mixed = bool(config.dense_layers and config.sparse_layers)
+        if config.dense_layers:
+            self.mlp = Mlp(config, make_linear)
+        if config.sparse_layers:
+            self.moe = Moe(config, make_expert_linear, param_dtype)
         if self.post_norms:
             self.attn_post_norm, self.mlp_post_norm = norm(), norm()
 
@@ -62,8 +75,19 @@ class Block(nnx.Module):
         x = sharding.constrain(x, "batch", "time", "hidden")
         attended, kv = self.attn(self.attn_norm(x), context, layer, keys[:4], attend)
         x = x + (self.attn_post_norm(attended) if self.post_norms else attended)
-        fed = self.mlp(self.mlp_norm(x), context, keys[4:])
+        fed = self._feed(self.mlp_norm(x), context, layer, keys[4:])
         return x + (self.mlp_post_norm(fed) if self.post_norms else fed), kv
+
+    def _feed(self, x, context: LayerContext, layer: LayerKind, keys: list[Any]) -> jax.Array:
+        if not self.is_mixed:
+            has_experts = hasattr(self, "moe")
+            return self.moe(x, context, layer) if has_experts else self.mlp(x, context, keys)
+        return jax.lax.cond(
+            layer.is_sparse,
+            lambda x: self.moe(x, context, layer),
+            lambda x: self.mlp(x, context, keys),
+            x,
+        )
 
 
 class Decoder(nnx.Module):
@@ -86,9 +110,29 @@ class Decoder(nnx.Module):
             axes: tuple[str, str],
             bias: bool = False,
         ):
-            own = lora if name in adapted else None
-            return Linear(
-                config.num_hidden_layers, in_features, out_features, axes, param_dtype, own, bias
+            layers, own = len(linear_layers(config, name)), lora if name in adapted else None
+            return Linear(layers, in_features, out_features, axes, param_dtype, own, bias)
+
+        def make_expert_linear(
+            name: str, in_features: int, out_features: int, axes: tuple[str, str]
+        ):
+            layers, own = len(config.sparse_layers), lora if name in adapted else None
+            if own is not None and own.dropout:
+                raise UserError(
+                    f"config.lora.dropout: {own.dropout} does not go with adapters of experts",
+                    "set it to 0, or leave the experts (moe...) out of config.lora.targets",
+                )
+            moe = config.moe
+            assert moe is not None
+            return ExpertLinear(
+                layers,
+                moe.num_experts,
+                in_features,
+                out_features,
+                axes,
+                param_dtype,
+                own,
+                moe.clamped,
             )
 
         self.config = config
@@ -98,7 +142,8 @@ class Decoder(nnx.Module):
             jnp.zeros((config.vocab_size, config.hidden_size), param_dtype),
             axes=("vocab", "hidden"),
         )
-        self.layers = Block(config, make_linear, param_dtype)
+        self.layers = Block(config, make_linear, make_expert_linear, param_dtype)
+        self.chosen_experts = None if lora is None else chosen_experts(config, lora)
         size, eps = config.hidden_size, config.rms_norm_eps
         self.norm = RMSNorm(None, size, eps, param_dtype, config.norm_offset)
         if not config.tie_word_embeddings:
@@ -196,7 +241,7 @@ class Decoder(nnx.Module):
         """
         x = self._embed(tokens[:, None])
         context = self._context(positions[:, None], adapters)
-        graphdef, state = nnx.split(self.layers)
+        state, build = self._stack()
 
         def layer(x, inputs):
             weights, kind, (prompt_k, prompt_v, own_k, own_v) = inputs
@@ -208,7 +253,7 @@ class Decoder(nnx.Module):
                 )
                 return new[:, None]
 
-            return nnx.merge(graphdef, weights)(x, context, kind, None, attend_past)
+            return build(weights, kind)(x, context, kind, None, attend_past)
 
         stacked = (cache.prompt_k, cache.prompt_v, cache.k, cache.v)
         x, (k, v) = jax.lax.scan(layer, x, (state, self._kinds(), stacked))
@@ -247,20 +292,55 @@ class Decoder(nnx.Module):
         return LayerKind(
             jnp.asarray(rotation) if rotation.any() else None,
             None if window is None else jnp.asarray(window),
+            *self._mlp_kinds(),
         )
+
+    def _mlp_kinds(self) -> tuple[jax.Array | None, jax.Array | None, jax.Array | None]:
+        is_sparse = np.isin(np.arange(self.config.num_hidden_layers), self.config.sparse_layers)
+        row = np.where(is_sparse, np.cumsum(is_sparse), np.cumsum(~is_sparse)) - 1
+        chosen = None
+        if self.chosen_experts is not None:
+            chosen = jnp.asarray(self.chosen_experts)
+        if not self.layers.is_mixed:
+            return None, None, chosen
+        return jnp.asarray(is_sparse), jnp.asarray(row, jnp.int32), chosen
+
+    def _stack(self) -> tuple[nnx.State, Callable[[nnx.State, LayerKind], Block]]:
+        """The layers' weights as a scan slices them, and how a slice becomes a layer again.
+
+        Where only some layers have experts there are two shorter stacks beside, of plain MLPs and
+        of mixtures; every layer takes its row of its own kind's.
+        """
+        if not self.layers.is_mixed:
+            graphdef, state = nnx.split(self.layers)
+            return state, lambda weights, _: nnx.merge(graphdef, weights)
+        graphdef, *states = nnx.split(
+            self.layers, nnx.PathContains("mlp"), nnx.PathContains("moe"), ...
+        )
+        mlp, moe, state = states
+
+        def build(weights: nnx.State, kind: LayerKind) -> Block:
+            def rows(stack: nnx.State) -> nnx.State:
+                return jax.tree.map(
+                    lambda x: jax.lax.dynamic_index_in_dim(x, kind.row, keepdims=False), stack
+                )
+
+            return nnx.merge(graphdef, rows(mlp), rows(moe), weights)
+
+        return state, build
 
     def _forward(self, tokens, positions, segment_ids, adapters, dropout_key, keep_kv):
         x = self._embed(tokens)
         mask = causal_mask(segment_ids)
         context = self._context(positions, adapters)
-        graphdef, state = nnx.split(self.layers)
+        state, build = self._stack()
 
         def attend_segments(q, k, v, window, sinks):
             return attend(q, k, v, within_window(mask, positions, window), sinks)
 
         def layer(x, inputs):
             weights, kind, key = inputs
-            x, kv = nnx.merge(graphdef, weights)(x, context, kind, key, attend_segments)
+            x, kv = build(weights, kind)(x, context, kind, key, attend_segments)
             return x, kv if keep_kv else None
 
         if self.remat == "layer":

@@ -87,6 +87,25 @@ def _qwen3(values: Values) -> dict[str, Any]:
     return {**_qwen2(values), "qkv_bias": bias, "output_bias": bias, "qk_norm": True}
 
 
+def _qwen3_moe(values: Values) -> dict[str, Any]:
+    layers = range(int(values["num_hidden_layers"]))
+    plain = values.get("mlp_only_layers") or ()
+    step = int(values.get("decoder_sparse_step", 1))
+    dense = tuple(i for i in layers if i in plain or (i + 1) % step)
+    moe = MoeConfig(
+        num_experts=_experts(values),
+        experts_per_token=int(values["num_experts_per_tok"]),
+        intermediate_size=int(values["moe_intermediate_size"]),
+        normalised=bool(values.get("norm_topk_prob", False)),
+        dense_layers=dense,
+    )
+    return {
+        **_qwen3(values),
+        **_optional_window(values, ["sliding_attention"] * len(layers)),
+        "moe": None if len(dense) == len(layers) else moe,
+    }
+
+
 def _smollm3(values: Values) -> dict[str, Any]:
     layers = range(int(values["num_hidden_layers"]))
     turned = values.get("no_rope_layers")  # despite its name: 1 where positions are rotated
@@ -142,6 +161,29 @@ def _gemma3(values: Values) -> dict[str, Any]:
     }
 
 
+def _gpt_oss(values: Values) -> dict[str, Any]:
+    bias = bool(values["attention_bias"])
+    layers = range(int(values["num_hidden_layers"]))
+    kinds = ["full_attention" if i % 2 else "sliding_attention" for i in layers]
+    moe = MoeConfig(
+        num_experts=_experts(values),
+        experts_per_token=int(values["num_experts_per_tok"]),
+        intermediate_size=int(values["intermediate_size"]),
+        normalised=True,
+        clamped=True,
+        swiglu_limit=float(values["swiglu_limit"]),
+        swiglu_alpha=float(values["swiglu_alpha"]),
+    )
+    return {
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "attention_sinks": True,
+        **_plain_rope(values),
+        **_window(values, kinds),
+        "moe": moe,
+    }
+
+
 def _plain_rope(values: Values) -> dict[str, Any]:
     rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
     theta = values.get("rope_theta") or rope.get("rope_theta") or values["default_rope_theta"]
@@ -185,11 +227,23 @@ def _window(values: Values, kinds: list[str]) -> dict[str, Any]:
     return {"sliding_window": window, "sliding_layers": sliding}
 
 
+def _experts(values: Values) -> int:
+    name = "num_experts" if "num_experts" in values else "num_local_experts"
+    experts, chosen = int(values[name]), int(values["num_experts_per_tok"])
+    if not 1 <= chosen <= experts:
+        raise UserError(
+            f"config.json: num_experts_per_tok {chosen} is not between 1 and {name} {experts}",
+            "take the file that came with the weights",
+        )
+    return experts
+
+
 #: model_type -> (defaults of its configuration class where ours differ, reader of its options).
 _FAMILIES: dict[str, tuple[dict[str, Any], Callable[[Values], dict[str, Any]]]] = {
     "llama": ({"default_rope_theta": 1e4}, _llama),
     "qwen2": ({"default_rope_theta": 1e4}, _qwen2),
     "qwen3": ({"default_rope_theta": 1e4, "head_dim": 128}, _qwen3),
+    "qwen3_moe": ({"default_rope_theta": 1e4}, _qwen3_moe),
     "smollm3": ({"default_rope_theta": 2e6, "tie_word_embeddings": True}, _smollm3),
     "gemma3_text": (
         {
@@ -203,5 +257,18 @@ _FAMILIES: dict[str, tuple[dict[str, Any], Callable[[Values], dict[str, Any]]]] 
             "tie_word_embeddings": True,
         },
         _gemma3,
+    ),
+    "gpt_oss": (
+        {
+            "default_rope_theta": 150_000.0,
+            "attention_bias": True,
+            "head_dim": 64,
+            "num_experts_per_tok": 4,
+            "rms_norm_eps": 1e-5,
+            "sliding_window": 128,
+            "swiglu_limit": 7.0,
+            "swiglu_alpha": 1.702,
+        },
+        _gpt_oss,
     ),
 }

@@ -117,3 +117,6 @@ class LayerKind:
 
     rotation: jax.Array | None  # int32 scalar: which kind of ``LayerContext``
     window: jax.Array | None  # int32 scalar: tokens that attention sees back
+    is_sparse: jax.Array | None = None  # bool scalar: a mixture of experts, not a plain MLP
+    row: jax.Array | None = None  # int32 scalar: place among the layers of that kind
+    chosen: jax.Array | None = None  # bool [experts]: those whose adapters act

@@ -6,7 +6,9 @@ PEFT's layout (huggingface/peft, ``src/peft/tuners/lora``): ``adapter_config.jso
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +23,9 @@ from safetensors.numpy import save_file
 from cosr_jax import sharding
 from cosr_jax.config import LoraConfig
 from cosr_jax.student.lora import lora_scale
-from cosr_jax.student.model import Student
-from cosr_jax.student.names import hf_module
+from cosr_jax.student.model import ModelConfig, Student
+from cosr_jax.student.moe import chosen_experts
+from cosr_jax.student.names import hf_module, linear_layers
 from cosr_jax.student.tensor_files import (
     building,
     copy_tokenizer,
@@ -60,16 +63,17 @@ def export_adapter(
         "lora_alpha": int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
         "lora_dropout": lora.dropout,
         "use_rslora": lora.rank_stabilised,
-        "target_modules": sorted({linear.split(".")[-1] for linear in _linears(student.lora)}),
+        **_targets(student),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
     }
     with building(folder, replace) as fresh:
         (fresh / CONFIG_NAME).write_text(json.dumps(settings, indent=2), encoding="utf-8")
+        values = dict(student.lora.flat_state())
         tensors = {
-            name: np.ascontiguousarray(np.asarray(value[layer]).T)
-            for name, value, layer in _named(student.lora)
+            tensor.name: tensor.pack(np.asarray(values[tensor.path].get_raw_value()[tensor.place]))
+            for tensor in _tensors(student)
         }
         save_file(tensors, fresh / TENSORS_NAME, metadata={"format": "pt"})
 
@@ -91,7 +95,8 @@ def import_adapter(
     """
     _check_settings(folder / CONFIG_NAME, lora)
     file = open_safetensors(folder / TENSORS_NAME)
-    expected = {name: value.shape[1:] for name, value, _ in _named(student.lora)}
+    tensors = _tensors(student)
+    expected = {tensor.name: tensor.shape for tensor in tensors}
     found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     for names, what in (
         (expected.keys() - found.keys(), "is missing"),
@@ -103,21 +108,22 @@ def import_adapter(
                 "set lora.targets to the modules that this adapter was trained on",
             )
     for name, shape in expected.items():
-        if found[name] != shape[::-1]:
+        if found[name] != shape:
             raise UserError(
                 f"{folder / TENSORS_NAME}: tensor {name!r} has shape {list(found[name])}, "
-                f"expected {list(shape[::-1])}",
+                f"expected {list(shape)}",
                 "use an adapter that was trained on this student",
             )
+    stacks = {
+        path: np.empty(variable.get_raw_value().shape, np.float32)
+        for path, variable in student.lora.flat_state()
+    }
+    for tensor in tensors:
+        stacks[tensor.path][tensor.place] = tensor.unpack(file.get_tensor(tensor.name))
+    _check_chosen(folder / TENSORS_NAME, student.config, lora, stacks)
     leaves = {}
     for path, variable in student.lora.flat_state():
-        like = variable.get_raw_value()
-        stacked = np.stack(
-            [
-                file.get_tensor(_peft_name(path, layer)).astype(like.dtype).T
-                for layer in range(like.shape[0])
-            ]
-        )
+        like, stacked = variable.get_raw_value(), stacks[path]
         where = None
         if mesh is not None:
             where = sharding.array_sharding(mesh, variable.get_metadata()["axes"], like.shape)
@@ -144,6 +150,7 @@ def export_merged(
     """
     config = read_json(source / "config.json")
     config.pop("torch_dtype", None)  # the older spelling of dtype
+    config.pop("quantization_config", None)  # what was packed is written plain
     config["dtype"] = str(jax.tree.leaves(student.base)[0].dtype)
     with building(folder, replace) as fresh:
         (fresh / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -195,19 +202,104 @@ def _check_settings(path: Path, lora: LoraConfig) -> None:
             )
 
 
-def _linears(lora: nnx.State) -> list[str]:
-    return sorted({".".join(map(str, path[1:-1])) for path, _ in lora.flat_state()})
+@dataclasses.dataclass(frozen=True)
+class _Tensor:
+    """One tensor of an adapter file, and the part of a stacked adapter matrix that it holds."""
+
+    name: str
+    path: tuple[Any, ...]
+    place: tuple[int, ...]  # leading indices into the stack: (row,) or (row, expert)
+    part: tuple[int, ...]  # shape of what lies there: [in, rank] or [rank, out], experts before
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In the file: [rank, in] or [out, rank], where rank counts all experts' ranks."""
+        *experts, first, second = self.part
+        ranks = math.prod(experts)
+        return (second * ranks, first) if self.is_a else (second, first * ranks)
+
+    @property
+    def is_a(self) -> bool:
+        """Whether it is A, the factor on the input's side."""
+        return self.path[-1] == "lora_a"
+
+    def pack(self, value: np.ndarray) -> np.ndarray:
+        """From our layout to the file's.
+
+        A parameter of many experts has one A of [experts x rank, in], expert by expert, and one B
+        of [out, rank x experts], rank by rank (PEFT's ``ParamWrapper.get_delta_factors``).
+        """
+        order = {2: (1, 0), 3: (0, 2, 1) if self.is_a else (2, 1, 0)}[value.ndim]
+        return np.ascontiguousarray(value.transpose(order).reshape(self.shape))
+
+    def unpack(self, value: np.ndarray) -> np.ndarray:
+        """From the file's layout to ours."""
+        if len(self.part) == 2:
+            return value.T
+        experts, first, second = self.part
+        if self.is_a:
+            return value.reshape(experts, second, first).transpose(0, 2, 1)
+        return value.reshape(second, first, experts).transpose(2, 1, 0)
 
 
-def _peft_name(path: tuple[Any, ...], layer: int) -> str:
-    """("layers", "attn", "q_proj", "lora_a") -> PEFT's name in that layer."""
-    module = hf_module(".".join(path[1:-1])).format(layer=layer)
-    return f"base_model.model.{module}.lora_{path[-1][-1].upper()}.weight"
+def _linear(path: tuple[Any, ...]) -> str:
+    """("layers", "attn", "q_proj", "lora_a") -> "attn.q_proj"."""
+    return ".".join(path[1:-1])
 
 
-def _named(lora: nnx.State) -> Iterator[tuple[str, Any, int]]:
-    """(PEFT's name, stacked value, layer) of every adapter matrix."""
-    for path, variable in lora.flat_state():
-        value = variable.get_raw_value()
-        for layer in range(value.shape[0]):
-            yield _peft_name(path, layer), value, layer
+def _tensors(student: Student) -> list[_Tensor]:
+    """Every tensor of the student's adapter file."""
+    linears = {_linear(path) for path, _ in student.lora.flat_state()}
+    tensors = []
+    for path, variable in student.lora.flat_state():
+        linear, shape = _linear(path), variable.get_raw_value().shape
+        module, layers = hf_module(student.config, linear), linear_layers(student.config, linear)
+        if _is_parameter(student, linear):
+            # PEFT wraps the module once for each parameter: the first one lies innermost.
+            module = module.rpartition(".")[0]
+            if linear != "moe.down_proj" and "moe.down_proj" in linears:
+                module += ".base_layer"
+        stacks = 1 + ("{expert}" in module)
+        for place in np.ndindex(shape[:stacks]):
+            full = module.format(layer=layers[place[0]], expert=place[-1])
+            name = f"base_model.model.{full}.lora_{str(path[-1])[-1].upper()}.weight"
+            tensors.append(_Tensor(name, path, place, shape[stacks:]))
+    return tensors
+
+
+def _is_parameter(student: Student, linear: str) -> bool:
+    """Whether all experts of a linear are one parameter in transformers (gpt-oss)."""
+    moe = student.config.moe
+    return linear.startswith("moe.") and moe is not None and moe.clamped
+
+
+def _targets(student: Student) -> dict[str, list[str]]:
+    linears = sorted({_linear(path) for path, _ in student.lora.flat_state()})
+    parameters = [linear for linear in linears if _is_parameter(student, linear)]
+    if any(linear.startswith("mlp.") for linear in linears) and student.config.sparse_layers:
+        raise UserError(
+            "config.lora.targets: PEFT takes gate_proj, up_proj and down_proj of this student for "
+            "its experts' and leaves out those of its plain MLPs",
+            "export the merged weights, or do not adapt mlp... of a student with experts",
+        )
+    modules = {linear.split(".")[-1] for linear in linears if linear not in parameters}
+    targets = {"target_modules": sorted(modules)}
+    if parameters:
+        targets["target_parameters"] = [p.replace("moe.", "mlp.experts.") for p in parameters]
+    return targets
+
+
+def _check_chosen(
+    path: Path, config: ModelConfig, lora: LoraConfig, stacks: dict[tuple[Any, ...], np.ndarray]
+) -> None:
+    """Experts that the run leaves alone must have no adapter that does something."""
+    chosen = chosen_experts(config, lora)
+    if chosen is None:
+        return
+    others = ~np.array(chosen)[list(config.sparse_layers)]
+    for name, stack in stacks.items():
+        if "moe" in name and name[-1] == "lora_b" and stack[others].any():
+            raise UserError(
+                f"{path}: adapts experts that config.lora.experts {lora.experts} leaves alone",
+                "set config.lora.experts to those that this adapter was trained on",
+            )

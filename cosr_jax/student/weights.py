@@ -16,6 +16,7 @@ from cosr_jax import sharding
 from cosr_jax.config import LoraConfig, StudentConfig
 from cosr_jax.student.lora import init_lora
 from cosr_jax.student.model import ModelConfig, Student, abstract_student
+from cosr_jax.student.mxfp4 import ExpandedFolder
 from cosr_jax.student.names import HfName, hf_names
 from cosr_jax.student.sources import resolve_source
 from cosr_jax.student.tensor_files import TensorFolder, read_json
@@ -60,7 +61,7 @@ def load_base(student: Student, folder: Path, mesh: Mesh | None = None) -> nnx.S
     Raises:
       UserError: a file cannot be read, or a tensor is missing, unexpected or of another shape.
     """
-    tensors = TensorFolder(folder)
+    tensors = ExpandedFolder(TensorFolder(folder))
     names = hf_names(student.config)
     _check_names(tensors, student.base, names)
     leaves = {}
@@ -86,20 +87,20 @@ def hf_tensors(
     names = hf_names(config)
     for path, value in variables:
         name = names[path]
-        for row in (None,) if name.layers is None else range(len(name.layers)):
-            part = np.asarray(value if row is None else value[row])
-            yield name.tensor(row), part.T if name.transposed else part
+        for place in np.ndindex(value.shape[: name.stacks]):
+            part = np.asarray(value[place] if place else value)
+            yield name.tensor(place), part.T if name.transposed else part
 
 
 def _check_names(
-    tensors: TensorFolder, abstract: nnx.State, names: dict[tuple[Any, ...], HfName]
+    tensors: ExpandedFolder, abstract: nnx.State, names: dict[tuple[Any, ...], HfName]
 ) -> None:
     expected: dict[str, tuple[int, ...]] = {}
     for path, variable in abstract.flat_state():
         name, shape = names[path], variable.get_raw_value().shape
-        rows, shape = ((None,), shape) if name.layers is None else (range(shape[0]), shape[1:])
-        for row in rows:
-            expected[name.tensor(row)] = shape[::-1] if name.transposed else shape
+        stacks, shape = shape[: name.stacks], shape[name.stacks :]
+        for place in np.ndindex(stacks):
+            expected[name.tensor(place)] = shape[::-1] if name.transposed else shape
     # Left by older exporters: a copy of the tied embedding, and buffers that are recomputed.
     unused = {name for name in tensors.names if name.endswith("rotary_emb.inv_freq")}
     if ("lm_head",) not in dict(abstract.flat_state()):
@@ -125,7 +126,7 @@ def _check_names(
 
 
 def _read_variable(
-    tensors: TensorFolder, name: HfName, like: jax.ShapeDtypeStruct, where: jax.sharding.Sharding
+    tensors: ExpandedFolder, name: HfName, like: jax.ShapeDtypeStruct, where: jax.sharding.Sharding
 ) -> jax.Array:
     parts: dict[Any, np.ndarray] = {}
 
@@ -137,11 +138,13 @@ def _read_variable(
         return parts[bounds]
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
-        if name.layers is None:
-            return one(name.tensor(None), index)
+        if not name.stacks:
+            return one(name.tensor(()), index)
         out = np.empty([s.stop - s.start for s in index], like.dtype)
-        for place, row in enumerate(range(index[0].start, index[0].stop)):
-            out[place] = one(name.tensor(row), index[1:])
+        starts = [s.start for s in index[: name.stacks]]
+        for at in np.ndindex(out.shape[: name.stacks]):
+            place = tuple(start + i for start, i in zip(starts, at, strict=True))
+            out[at] = one(name.tensor(place), index[name.stacks :])
         return out
 
     def one(tensor: str, index: tuple[slice, ...]) -> np.ndarray:
