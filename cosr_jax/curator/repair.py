@@ -171,7 +171,7 @@ _SURROGATES = re.compile(r"[\ud800-\udbff][\udc00-\udfff]")
 
 #: An object that opens with a key, or ends at once; or a list.
 _START = re.compile(
-    rf"\[|\{{(?={_SPACE}*+(?:[\"'`\u201c\u201e\u2018}}\#/\\]|\Z|[A-Za-z_$][\w$-]*+{_SPACE}*+:))"
+    rf"\[(?!CDATA\[)(?<!\[CDATA\[)|\{{(?={_SPACE}*+(?:[\"'`\u201c\u201e\u2018}}\#/\\]|\Z|[A-Za-z_$][\w$-]*+{_SPACE}*+:))"
 )
 _RESTART = re.compile(r"^(?:[ \t]*```|(?=[{\[]))|<\|message\|>|</think", re.MULTILINE)
 #: Frames of the chat format: outside a string they end whatever is open.
@@ -286,7 +286,7 @@ class _Reader:
                 stack.pop()
                 stack[-1].add(frame.closed())
             return position + 1
-        if char == "," and frame.members and frame.expects != "colon":
+        if char == "," and (frame.members or not is_object) and frame.expects != "colon":
             if is_object and frame.expects == "value":
                 raise _Broken(position)
             frame.expects = "key" if is_object else "value"
