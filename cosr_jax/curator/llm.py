@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cosr_jax.config import CuratorConfig
+from cosr_jax.curator import effectiveness
 from cosr_jax.curator.analysis import analyse
 from cosr_jax.curator.audit import Finding, audit
 from cosr_jax.curator.authoring import FEWEST, Authored, write_tasks
@@ -139,14 +139,10 @@ class LlmCurator(Curator):
         return [dict(chain) for chain in self._chains]
 
     def figures(self) -> Mapping[str, float]:
-        """Counts of claims, tasks and fallbacks, mean gains, the client's; under curator/llm/."""
+        """Counts of claims, tasks and fallbacks, effects, the client's; under curator/llm/."""
         values = self._client.stats() if self._client else {}
         values |= {name: float(count) for name, count in self._counts.items()}
-        gains: dict[str, list[float]] = {}
-        for decision in self.decisions:
-            if decision["gain"] is not None:
-                gains.setdefault(decision["strategy"], []).append(decision["gain"])
-        values |= {f"mean_gain/{name}": statistics.fmean(all_) for name, all_ in gains.items()}
+        values |= effectiveness.figures(self._chains)
         return {f"curator/llm/{name}": value for name, value in sorted(values.items())}
 
     def take_records(self) -> list[dict[str, Any]]:

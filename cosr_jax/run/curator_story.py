@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import collections
-import itertools
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cosr_jax.curator.mastery import beta_quantile
+from cosr_jax.curator.effectiveness import Effect, by_pair, by_strategy
 
 #: Roles with a line of their own in the table of tokens.
 _ROLES = ("analyst", "planner", "author", "checker")
@@ -65,51 +62,36 @@ def chain_parts(chains: Sequence[Mapping[str, Any]], figures: Mapping[str, float
 
 def effectiveness(chains: Sequence[Mapping[str, Any]]) -> list[str]:
     """What each strategy gained by weakness kind, then what each pair of rounds did."""
-    measured = [chain for chain in chains if chain["gain"] is not None]
-    if not measured:
+    single = by_strategy(chains)
+    if not single:
         return []
-    by_kind: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for chain in measured:
-        kind = chain["weakness"]["weakness"]["kind"] if chain["weakness"] else "-"
-        by_kind.setdefault((chain["strategy"], kind), []).append(chain)
-    pairs: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
-    for one, two in itertools.pairwise(measured):
-        pairs.setdefault((one["strategy"], two["strategy"]), []).append(two)
     notes = (
         "Mean gains in points of validation accuracy with Student's 95 % intervals, where there "
         "are two rounds or more; tokens and dollars are of the curator's calls in these rounds."
     )
-    parts = [notes, _gains(("strategy", "weakness"), by_kind)]
-    return [*parts, _gains(("after", "strategy"), pairs)] if pairs else parts
+    parts = [notes, _gains(("strategy", "weakness"), single)]
+    pairs = by_pair(chains)
+    return [*parts, _gains(("after", "strategy", "weakness"), pairs)] if pairs else parts
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Student's 95 % interval of a mean; None of fewer than two values.
-
-    The quantile of t follows from the Beta distribution's: nu / (nu + t^2) ~ Beta(nu / 2, 1 / 2).
-    """
-    if len(values) < 2:
-        return None
-    freedom = len(values) - 1
-    x = beta_quantile(0.05, freedom / 2, 0.5)
-    half = math.sqrt(freedom * (1 / x - 1)) * statistics.stdev(values) / math.sqrt(len(values))
-    mean = statistics.fmean(values)
-    return mean - half, mean + half
-
-
-def _gains(
-    names: tuple[str, str], groups: Mapping[tuple[str, ...], Sequence[Mapping[str, Any]]]
-) -> str:
-    head = (*names, "rounds", "gain", "tokens", "dollars", "dollars a point")
-    lines = [f"| {' | '.join(head)} |", "|---|---|---:|---:|---:|---:|---:|"]
-    for key, chains in sorted(groups.items()):
-        gains = [100 * chain["gain"] for chain in chains]
-        gain = f"{statistics.fmean(gains):+.1f}"
-        if (interval := mean_interval(gains)) is not None:
-            gain += f" [{interval[0]:+.1f}, {interval[1]:+.1f}]"
-        tokens, dollars = (sum(c["spent"][unit] for c in chains) for unit in ("tokens", "dollars"))
-        price = f"{dollars / sum(gains):.5f}" if sum(gains) > 0 else "-"
-        row = (*key, str(len(chains)), gain, str(tokens), f"{dollars:.4f}", price)
+def _gains(names: tuple[str, ...], effects: Mapping[Any, Effect]) -> str:
+    head = (*names, "rounds", "gain", "tokens", "dollars", "tokens a point", "dollars a point")
+    rule = ["---"] * len(names) + ["---:"] * (len(head) - len(names))
+    lines = [f"| {' | '.join(head)} |", f"|{'|'.join(rule)}|"]
+    for key, effect in effects.items():
+        gain = f"{effect.gain:+.1f}"
+        if effect.interval:
+            gain += f" [{effect.interval[0]:+.1f}, {effect.interval[1]:+.1f}]"
+        tokens, dollars = effect.per_point(effect.tokens), effect.per_point(effect.dollars)
+        row = (
+            *key,
+            str(len(effect.gains)),
+            gain,
+            str(effect.tokens),
+            f"{effect.dollars:.4f}",
+            "-" if tokens is None else f"{tokens:.0f}",
+            "-" if dollars is None else f"{dollars:.5f}",
+        )
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 

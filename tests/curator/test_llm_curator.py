@@ -138,7 +138,10 @@ def test_without_an_endpoint_the_procedural_curator_plans():
     assert curator.figures() == {
         "curator/llm/fallback/no_endpoint": 1.0,
         "curator/llm/fallbacks": 1.0,
-        f"curator/llm/mean_gain/{plan.strategy}": 0.02,
+        f"curator/llm/effect/{plan.strategy}/none/gain": 2.0,
+        f"curator/llm/effect/{plan.strategy}/none/rounds": 1.0,
+        f"curator/llm/effect/{plan.strategy}/none/tokens_per_point": 0.0,
+        f"curator/llm/effect/{plan.strategy}/none/dollars_per_point": 0.0,
     }
 
 

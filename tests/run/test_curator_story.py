@@ -2,7 +2,8 @@
 
 import pytest
 
-from cosr_jax.run.curator_story import best_chain, chain_parts, effectiveness, mean_interval
+from cosr_jax.curator.effectiveness import by_pair, by_strategy, figures, mean_interval
+from cosr_jax.run.curator_story import best_chain, chain_parts, effectiveness
 
 
 def finding(kind, is_accepted=True):
@@ -51,12 +52,42 @@ def test_the_chain_shown_is_the_one_with_the_largest_gain():
 def test_gains_are_told_by_strategy_and_kind_and_by_pairs():
     _, single, pairs = effectiveness(CHAINS)
     # Mean 15 points of two rounds: half-width t(0.975, 1) * 7.07 / sqrt(2) = 12.706 * 5.
-    assert "| targeted | format | 2 | +15.0 [-48.5, +78.5] | 200 | 1.0000 | 0.03333 |" in single
-    assert "| raise | - | 1 | -5.0 | 100 | 0.0000 | - |" in single
+    row = "| targeted | format | 2 | +15.0 [-48.5, +78.5] | 200 | 1.0000 | 7 | 0.03333 |"
+    assert row in single
+    assert "| raise | - | 1 | -5.0 | 100 | 0.0000 | - | - |" in single
     assert "worked" not in single
-    assert "| targeted | targeted | 1 | +20.0 |" in pairs
-    assert "| targeted | raise | 1 | -5.0 |" in pairs
+    assert "| targeted | targeted | format | 1 | +20.0 |" in pairs
+    assert "| targeted | raise | - | 1 | -5.0 |" in pairs
     assert effectiveness(CHAINS[3:]) == []
+
+
+def test_the_same_is_in_tensorboard():
+    values = figures(CHAINS)
+    assert values["effect/targeted/format/gain"] == pytest.approx(15.0)
+    assert values["effect/targeted/format/gain_low"] == pytest.approx(-48.53, abs=0.01)
+    assert values["effect/targeted/format/gain_high"] == pytest.approx(78.53, abs=0.01)
+    assert values["effect/targeted/format/rounds"] == 2.0
+    assert values["effect/targeted/format/tokens_per_point"] == pytest.approx(200 / 30)
+    assert values["effect/targeted/format/dollars_per_point"] == pytest.approx(1 / 30)
+    assert values["effect_after/targeted/raise/none/gain"] == pytest.approx(-5.0)
+    # A loss has no price a point, and one round no interval.
+    assert "effect/raise/none/tokens_per_point" not in values
+    assert "effect/raise/none/gain_low" not in values
+    assert not any("worked" in name for name in values)  # not measured yet
+    assert figures([]) == {}
+
+
+def test_a_pair_is_two_measured_rounds_in_a_row():
+    again = [*CHAINS, chain(5, "targeted", 0.3, "format"), chain(6, "raise", 0.1, "logic")]
+    pairs = by_pair(again)
+    assert set(pairs) == {
+        ("raise", "targeted", "format"),
+        ("targeted", "raise", "-"),
+        ("targeted", "raise", "logic"),
+        ("targeted", "targeted", "format"),
+    }
+    assert sum(len(effect.gains) for effect in pairs.values()) == 4
+    assert sum(len(effect.gains) for effect in by_strategy(again).values()) == 5
 
 
 def test_students_interval():
