@@ -102,7 +102,8 @@ is_ready() {
   [[ "$answer" == HTTP/1.?' 200 '* ]]
 }
 
-for ((left = wait < 10 ? wait : 10; left > 0; left--)); do # one just killed takes some to let go
+grace=$((wait < 10 ? wait : 10)) # seconds
+for ((left = grace; left > 0; left--)); do # a server just killed takes some to let go
   is_taken || break
   sleep 1
 done
@@ -112,7 +113,13 @@ is_taken && refuse "port $port is taken; choose another with --port, or stop wha
 server=$!
 stop() {
   kill -TERM "$server" 2> /dev/null || true
-  wait "$server" || true
+  for ((left = grace; left > 0; left--)); do
+    kill -0 "$server" 2> /dev/null || break
+    sleep 1
+  done
+  # vLLM drops its requests and then waits for the clients, which wait for it.
+  kill -KILL "$server" 2> /dev/null || true
+  wait "$server" 2> /dev/null || true
 }
 trap 'stop; exit 143' TERM INT HUP
 

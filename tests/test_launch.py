@@ -91,8 +91,8 @@ def test_a_wrong_call_is_one_line(script, args, env):
 
 #: Serves /health with 503, then 200; ends as it is told to.
 FAKE_VLLM = """#!{python}
-import http.server, os, sys
-port, answers = int(sys.argv[sys.argv.index("--port") + 1]), iter([503, 503])
+import http.server, os, signal, sys
+port, answers = int(sys.argv[sys.argv.index("--port") + 1]), iter([503])
 if "--broken" in sys.argv:
     sys.exit(7)
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -101,8 +101,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
     def log_message(self, *args):
         pass
-if "--mute" not in sys.argv:
-    print(sys.argv[1:3], os.environ.get("VLLM_API_KEY"), flush=True)
+if "--stubborn" in sys.argv:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+print(sys.argv[1:3], os.environ.get("VLLM_API_KEY"), flush=True)
 http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
@@ -167,6 +168,7 @@ def test_curator_server_waits_until_vllm_is_ready_and_takes_it_along(vllm):
     [
         (["--", "--broken"], "vLLM ended with code 7 before it was ready"),
         (["--wait=1"], "vLLM was not ready after 1 s"),
+        (["--wait=1", "--", "--stubborn"], "vLLM was not ready after 1 s"),
     ],
 )
 def test_curator_server_gives_up_in_one_line(args, words, vllm):
