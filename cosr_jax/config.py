@@ -241,6 +241,14 @@ class RolloutConfig:
     top_k: int = setting(0, "keep the k likeliest tokens; 0 is off", low=0)
     max_prompt_tokens: int = setting(256, "longer prompts are refused", low=8)
     max_rows: int = setting(256, "sequences decoded at once", low=1)
+    refill: bool = setting(
+        True, "a sequence that has ended gives its place to one that waits; off: batch by batch"
+    )
+    decoding_copy: bool = setting(
+        True,
+        "on one CPU device: keep a copy of the linears in the form that decodes fastest, adapters "
+        "merged in where everything is float32",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

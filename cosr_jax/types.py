@@ -200,7 +200,7 @@ class Completion:
     token_ids: tuple[int, ...]  # with the stop token, if one was reached
     logprobs: tuple[float, ...]  # natural log, one per token
     text: str  # decoded, without special tokens
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "cancelled"]
 
 
 @dataclasses.dataclass(frozen=True)

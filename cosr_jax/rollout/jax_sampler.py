@@ -1,14 +1,16 @@
 """The embedded rollout engine: jitted prefill and decode on the trainer's own weights.
 
-A prompt is prefilled once and its cache repeated for the samples of its group; then one compiled
-loop draws tokens until every row has stopped.  The same call serves training and evaluation.
+A prompt is prefilled once for all its samples.  Rows decode in slots; one that has ended gives its
+slot to the next that waits, so that a few long completions do not hold up the others.  The same
+call serves training and evaluation.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,22 +18,36 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from cosr_jax import sharding
-from cosr_jax.buckets import bucket_length, bucket_rows
 from cosr_jax.config import RolloutConfig
 from cosr_jax.protocols import ChatTokenizer
-from cosr_jax.rollout.sampling import draw_token
+from cosr_jax.rollout import slots
+from cosr_jax.rollout.prompts import PromptStore
+from cosr_jax.rollout.schedule import Layout, Schedule
 from cosr_jax.student.model import Student, merge
+from cosr_jax.student.unstacked import unstack
 from cosr_jax.types import Completion, SamplingParams, UserError
+
+#: Slots are refilled, and completions handed over, when this share of them has ended: less often,
+#: and slots stand idle; more often, and the device waits for the host.
+_REFILL_SHARE = 1 / 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A completion, as soon as it is known."""
+
+    prompt: int  # number of its prompt in the call
+    sample: int  # number among the prompt's samples
+    completion: Completion
 
 
 class JaxSampler:
     """Samples the student; implements ``protocols.RolloutEngine``.
 
     Args:
-      student: whose base weights and first adapters are used; nothing is copied.
+      student: whose base weights and first adapters are used.
       tokenizer: supplies padding, the stop tokens and decoding.
-      config: row and prompt limits.
+      config: row and prompt limits, and how decoding is done.
       mesh: the step's mesh; None runs on one device.
     """
 
@@ -42,21 +58,36 @@ class JaxSampler:
         config: RolloutConfig,
         mesh: Mesh | None = None,
     ):
-        self._base = student.base
-        self._lora = student.lora
-        self._tokenizer = tokenizer
-        self._config = config
+        self._base, self._model = student.base, student.config
+        self._tokenizer, self._config = tokenizer, config
         self._mesh = mesh
-        self._row_shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-        self._program = jax.jit(
-            functools.partial(_generate, student.graphdef),
-            static_argnames=("num_generations", "max_new_tokens", "greedy", "truncated"),
-        )
+        self._shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
         self._stop_ids = jnp.asarray(tokenizer.stop_ids, jnp.int32)
+        model = merge(student.graphdef, student.lora, student.base)
+        self._dtype = model.compute_dtype
+        is_one_cpu = mesh is None and jax.default_backend() == "cpu"
+        self._unstacked = config.decoding_copy and is_one_cpu and student.config.moe is None
+        # In bfloat16 small adapters would be rounded away from the sum.
+        self._merged = (
+            self._unstacked and self._dtype == np.float32 and model.embed[...].dtype == np.float32
+        )
+        graphdef = student.graphdef
+        self._empty = jax.jit(slots.empty_slots, static_argnums=tuple(range(7)))
+        self._unstack = functools.partial(unstack, graphdef)
+        self._prefill = jax.jit(functools.partial(slots.prefill, graphdef))
+        self._decode = jax.jit(
+            functools.partial(slots.decode, graphdef),
+            static_argnames=("adapters", "greedy", "truncated"),
+            donate_argnums=2,
+        )
+        self._lora = student.lora
+        self._copy: nnx.State | None = None  # of the base weights, unstacked
 
     def set_adapters(self, lora: nnx.State) -> None:
         """Samples from these adapters from now on (by reference: call it after every update)."""
         self._lora = lora
+        if self._merged:
+            self._copy = None
 
     def generate(
         self,
@@ -64,17 +95,21 @@ class JaxSampler:
         num_generations: int,
         sampling: SamplingParams,
         seed: int,
+        on_finished: Callable[[Finished], bool] | None = None,
     ) -> list[tuple[Completion, ...]]:
         """Draws ``num_generations`` completions of each prompt.
 
-        A row's random numbers depend on ``seed`` and its place in the call alone, not on how the
-        call is cut into batches.
+        A row's random numbers depend on ``seed`` and its place in the call alone, not on when or
+        beside whom it is decoded.
 
         Args:
           prompts: token ids of each prompt.
           num_generations: samples of each prompt.
           sampling: distribution and length limit; see ``Completion`` for the log-probabilities.
           seed: of every draw.
+          on_finished: is told of every completion soon after its end, while the device decodes on,
+            in whatever order they end.  Where it answers True, the other samples of the prompt
+            are cut off, with the finish_reason "cancelled".
 
         Returns:
           For each prompt, in order, its completions.
@@ -89,185 +124,100 @@ class JaxSampler:
                     f"admit a prompt of {len(prompt)} tokens",
                     "raise it, or shorten the task's text",
                 )
-        per_call = self._max_prompts(num_generations)
-        groups: list[tuple[Completion, ...]] = []
-        for start in range(0, len(prompts), per_call):
-            groups += self._generate_batch(
-                prompts[start : start + per_call], num_generations, sampling, seed, start
-            )
-        return groups
-
-    def _max_prompts(self, num_generations: int) -> int:
-        """Prompts decoded at once; at least one, since a group is never split."""
-        return max(1, self._config.max_rows // num_generations)
-
-    def _generate_batch(
-        self,
-        prompts: Sequence[Sequence[int]],
-        num_generations: int,
-        sampling: SamplingParams,
-        seed: int,
-        first: int,
-    ) -> list[tuple[Completion, ...]]:
-        most = self._max_prompts(num_generations)
-        count = bucket_rows(len(prompts), most, self._row_shards)
-        longest = max(len(prompt) for prompt in prompts)
-        width = bucket_length(longest, self._config.max_prompt_tokens)
-        tokens = np.full((count, width), self._tokenizer.pad_id, np.int32)
-        mask = np.zeros((count, width), bool)
-        for row, prompt in enumerate(prompts):
-            tokens[row, width - len(prompt) :] = prompt
-            mask[row, width - len(prompt) :] = True
-        row_ids = (first + np.arange(count, dtype=np.int32)) * num_generations
-        real = np.arange(count) < len(prompts)
-        if self._mesh is not None:
-            place = sharding.array_sharding(self._mesh, ("batch",), (count,))
-            tokens, mask, row_ids, real = jax.device_put((tokens, mask, row_ids, real), place)
-        in_mesh = contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
-        with in_mesh:
-            out, logprobs, lengths, stopped = jax.device_get(
-                self._program(
-                    self._lora,
-                    self._base,
-                    tokens,
-                    mask,
-                    row_ids,
-                    real,
-                    self._stop_ids,
-                    jax.random.key(seed),
-                    np.float32(sampling.temperature),
-                    np.float32(sampling.top_p),
-                    np.int32(sampling.top_k),
-                    num_generations=num_generations,
-                    max_new_tokens=sampling.max_new_tokens,
-                    greedy=sampling.temperature == 0,
-                    truncated=sampling.top_p < 1 or sampling.top_k > 0,
-                )
-            )
-
-        def completion(row: int) -> Completion:
-            ids = tuple(out[row, : lengths[row]].tolist())
-            return Completion(
-                token_ids=ids,
-                logprobs=tuple(logprobs[row, : lengths[row]].tolist()),
-                text=self._tokenizer.decode(ids),
-                finish_reason="stop" if stopped[row] else "length",
-            )
-
+        if not prompts:
+            return []
+        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+            rows = self._run(prompts, num_generations, sampling, seed, on_finished)
         return [
-            tuple(completion(group * num_generations + i) for i in range(num_generations))
-            for group in range(len(prompts))
+            tuple(rows[prompt * num_generations + sample] for sample in range(num_generations))
+            for prompt in range(len(prompts))
         ]
 
-
-def _generate(
-    graphdef: nnx.GraphDef,
-    lora: nnx.State,
-    base: nnx.State,
-    prompt_tokens: jax.Array,
-    prompt_mask: jax.Array,
-    row_ids: jax.Array,
-    real: jax.Array,
-    stop_ids: jax.Array,
-    key: jax.Array,
-    temperature: jax.Array,
-    top_p: jax.Array,
-    top_k: jax.Array,
-    *,
-    num_generations: int,
-    max_new_tokens: int,
-    greedy: bool,
-    truncated: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The compiled program: ``rows = prompts * num_generations``.
-
-    Args:
-      graphdef: the student's; static.
-      lora: adapters.
-      base: frozen weights.
-      prompt_tokens: int32 [prompts, width], left-padded.
-      prompt_mask: bool [prompts, width].
-      row_ids: int32 [prompts]; number of each prompt's first row in the whole call.
-      real: bool [prompts]; False for rows that only fill the batch.
-      stop_ids: int32 [stops].
-      key: typed PRNG key.
-      temperature: float32 scalar.
-      top_p: float32 scalar.
-      top_k: int32 scalar.
-      num_generations: static.
-      max_new_tokens: static.
-      greedy: static.
-      truncated: static.
-
-    Returns:
-      tokens int32 [rows, max_new_tokens], logprobs float32 [rows, max_new_tokens], lengths int32
-      [rows] and stopped bool [rows].
-    """
-    model = merge(graphdef, lora, base)
-    prompt_lengths = prompt_mask.sum(-1)
-    positions = jnp.maximum(jnp.cumsum(prompt_mask, -1) - 1, 0)
-    hidden, cache = model.prefill(
-        prompt_tokens, positions, prompt_mask, num_generations, max_new_tokens
-    )
-
-    def per_row(x: jax.Array) -> jax.Array:
-        return jnp.repeat(x, num_generations, axis=0)
-
-    lengths_before = per_row(prompt_lengths)
-    rows = prompt_tokens.shape[0] * num_generations
-    numbers = per_row(row_ids) + jnp.tile(jnp.arange(num_generations), prompt_tokens.shape[0])
-    row_keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
-
-    def draw(logits: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(row_keys, step)
-        uniforms = jax.vmap(jax.random.uniform)(step_keys)
-        return draw_token(
-            logits, uniforms, temperature, top_p, top_k, greedy=greedy, truncated=truncated
+    def _run(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samples: int,
+        sampling: SamplingParams,
+        seed: int,
+        on_finished: Callable[[Finished], bool] | None,
+    ) -> dict[int, Completion]:
+        """Every row's completion."""
+        config, columns = self._config, sampling.max_new_tokens
+        layout = Layout.of(len(prompts), samples, config.max_rows, self._shards)
+        schedule = Schedule(len(prompts), samples, layout.slots, config.refill)
+        store = PromptStore(
+            prompts,
+            samples,
+            layout,
+            config.max_prompt_tokens,
+            self._shards,
+            self._tokenizer.pad_id,
+            functools.partial(self._prefill, self._lora, self._base),
         )
-
-    def is_stop(token: jax.Array) -> jax.Array:
-        return (token[:, None] == stop_ids[None, :]).any(-1)
-
-    token, logprob = draw(per_row(model.logits(hidden[:, -1])), jnp.int32(0))
-    tokens = jnp.zeros((rows, max_new_tokens), jnp.int32).at[:, 0].set(token)
-    logprobs = jnp.zeros((rows, max_new_tokens), jnp.float32).at[:, 0].set(logprob)
-    stopped = is_stop(token)
-    # Filler rows count as stopped from the start, so that they never keep the loop running.
-    running = per_row(real) & ~stopped
-
-    def more(state):
-        step, running = state[0], state[1]
-        return (step < max_new_tokens) & running.any()
-
-    def advance(state):
-        step, running, stopped, lengths, token, tokens, logprobs, cache = state
-        position = lengths_before + step - 1
-        hidden, cache = model.decode(token, position, cache, step - 1)
-        token, logprob = draw(model.logits(hidden), step)
-        tokens = tokens.at[:, step].set(jnp.where(running, token, 0))
-        logprobs = logprobs.at[:, step].set(jnp.where(running, logprob, 0.0))
-        lengths = lengths + running
-        ended = running & is_stop(token)
-        return (
-            step + 1,
-            running & ~ended,
-            stopped | ended,
-            lengths,
-            token,
-            tokens,
-            logprobs,
-            cache,
+        step = functools.partial(
+            self._decode,
+            self._lora,
+            self._decoding_base(),
+            drawing=slots.Drawing(
+                jax.random.key(seed),
+                self._stop_ids,
+                jnp.float32(sampling.temperature),
+                jnp.float32(sampling.top_p),
+                jnp.int32(sampling.top_k),
+            ),
+            adapters=not self._merged,
+            greedy=sampling.temperature == 0,
+            truncated=sampling.top_p < 1 or sampling.top_k > 0,
         )
+        shape = (layout.slots, layout.places, store.width, columns)
+        state = self._empty(self._model, *shape, self._dtype, self._unstacked)
+        done: dict[int, Completion] = {}
+        ended: list[int] = []  # rows that ``on_finished`` has not been told of yet
+        cancelled: set[int] = set()  # prompts
 
-    start = (
-        jnp.int32(1),
-        running,
-        stopped,
-        jnp.ones(rows, jnp.int32),
-        token,
-        tokens,
-        logprobs,
-        cache,
-    )
-    _, _, stopped, lengths, _, tokens, logprobs, _ = jax.lax.while_loop(more, advance, start)
-    return tokens, logprobs, lengths, stopped
+        def tell() -> None:
+            for row in ended:
+                prompt, sample = divmod(row, samples)
+                finished = Finished(prompt, sample, done[row])
+                if on_finished is not None and on_finished(finished) and prompt not in cancelled:
+                    cancelled.add(prompt)
+                    for waiting in schedule.withdraw(prompt):
+                        done[waiting] = Completion((), (), "", "cancelled")
+
+        while not schedule.is_done:
+            for ready, admission in store.admissions(schedule.enter()):
+                state = slots.admit(state, ready, admission)
+            wanted = np.zeros(layout.slots, bool)
+            for slot, row in schedule.running():
+                wanted[slot] = row // samples not in cancelled
+            must_report = on_finished is not None or (schedule.is_waiting and config.refill)
+            enough = max(1, int(layout.slots * _REFILL_SHARE)) if must_report else layout.slots
+            state, report = step(state, wanted=wanted, enough=np.int32(enough))
+            tell()  # the device decodes meanwhile
+            report = jax.device_get(report)
+            ended = []
+            for slot, row in schedule.running():
+                if not report.running[slot]:
+                    schedule.leave(slot)
+                    done[row] = self._completion(report, slot, columns)
+                    ended.append(row)
+        tell()
+        return done
+
+    def _decoding_base(self) -> nnx.State:
+        if not self._unstacked:
+            return self._base
+        if self._copy is None:
+            self._copy = self._unstack(self._lora, self._base, merged=self._merged)
+        return self._copy
+
+    def _completion(self, report: slots.Report, slot: int, columns: int) -> Completion:
+        length = int(report.drawn[slot])
+        ids = tuple(report.tokens[slot, :length].tolist())
+        was_cut = length < columns and not report.stopped[slot]
+        return Completion(
+            token_ids=ids,
+            logprobs=tuple(report.logprobs[slot, :length].tolist()),
+            text=self._tokenizer.decode(ids),
+            finish_reason="cancelled" if was_cut else "stop" if report.stopped[slot] else "length",
+        )

@@ -6,7 +6,6 @@ compile time does not grow with depth.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +24,7 @@ from cosr_jax.student.mlp import Mlp
 from cosr_jax.student.moe import ExpertLinear, Moe, chosen_experts
 from cosr_jax.student.names import linear_layers, linear_names
 from cosr_jax.student.shape import ModelConfig
+from cosr_jax.student.unstacked import choose_layer, split_stacked
 from cosr_jax.types import UserError
 
 #: Of a decoder without experts.
@@ -189,35 +189,22 @@ class Decoder(nnx.Module):
         tokens: jax.Array,
         positions: jax.Array,
         mask: jax.Array,
-        num_generations: int,
-        columns: int,
         adapters: bool = True,
-    ) -> tuple[jax.Array, KVCache]:
-        """Like a call on left-padded prompts, and also makes the cache to decode with.
+    ) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of prompts, to decode with.
 
         Args:
           tokens: int32 [prompts, time].
           positions: int32 [prompts, time].
           mask: bool [prompts, time]; False on padding.
-          num_generations: rows that will be decoded for each prompt.
-          columns: room for generated tokens.
           adapters: as in ``__call__``.
 
         Returns:
-          Hidden states [prompts, time, hidden] and a cache for prompts * num_generations rows.
+          Keys [layers, prompts, kv_heads, head_dim, time] and values [layers, prompts, kv_heads,
+          time, head_dim], as ``KVCache`` keeps them.
         """
-        hidden, (k, v) = self._forward(
-            tokens, positions, mask.astype(jnp.int32), adapters, None, True
-        )
-        k, v = (jnp.swapaxes(x, 2, 3) for x in (k, v))
-        layers, prompts, kv_heads, _, head_dim = k.shape
-        shape = (layers, prompts * num_generations, kv_heads, columns, head_dim)
-
-        def empty() -> jax.Array:
-            cache = jnp.zeros(shape, k.dtype)
-            return sharding.constrain(cache, "layers", "batch", "kv_heads", None, None)
-
-        return hidden, KVCache(k, v, mask, empty(), empty())
+        _, (k, v) = self._forward(tokens, positions, mask.astype(jnp.int32), adapters, None, True)
+        return jnp.transpose(k, (0, 1, 3, 4, 2)), jnp.swapaxes(v, 2, 3)
 
     def decode(
         self,
@@ -242,29 +229,23 @@ class Decoder(nnx.Module):
         x = self._embed(tokens[:, None])
         context = self._context(positions[:, None], adapters)
         state, build = self._stack()
+        unstacked, stacked = split_stacked(state)
 
         def layer(x, inputs):
-            weights, kind, (prompt_k, prompt_v, own_k, own_v) = inputs
-            past = KVCache(prompt_k, prompt_v, cache.prompt_mask, own_k, own_v)
+            number, weights, kind = inputs
 
             def attend_past(q, k, v, window, sinks):
                 new = attend_cached(
-                    q[:, 0], past, k[:, 0], v[:, 0], column, positions, window, sinks
+                    q[:, 0], k[:, 0], v[:, 0], cache, number, positions, window, sinks
                 )
                 return new[:, None]
 
+            weights = nnx.merge_state(choose_layer(unstacked, number), weights)
             return build(weights, kind)(x, context, kind, None, attend_past)
 
-        stacked = (cache.prompt_k, cache.prompt_v, cache.k, cache.v)
-        x, (k, v) = jax.lax.scan(layer, x, (state, self._kinds(), stacked))
-        # Written once for all layers: an update inside the scan would copy the cache every layer.
-        start = (0, 0, 0, column, 0)
-        cache = dataclasses.replace(
-            cache,
-            k=jax.lax.dynamic_update_slice(cache.k, jnp.swapaxes(k, 2, 3), start),
-            v=jax.lax.dynamic_update_slice(cache.v, jnp.swapaxes(v, 2, 3), start),
-        )
-        return self.norm(x)[:, 0], cache
+        numbers = jnp.arange(self.config.num_hidden_layers)
+        x, (k, v) = jax.lax.scan(layer, x, (numbers, stacked, self._kinds()))
+        return self.norm(x)[:, 0], cache.append(k[:, :, 0], v[:, :, 0], positions, column)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         # Each chip looks up what its share of the vocabulary holds, for all rows of its replica.

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +14,8 @@ from rollout_fixtures import (
 )
 
 from cosr_jax.config import MeshConfig, TrainConfig
-from cosr_jax.rollout import jax_sampler
+from cosr_jax.rollout import prompts as prompts_module
+from cosr_jax.rollout import slots
 from cosr_jax.sharding import make_mesh
 from cosr_jax.train.batching import batch_shape, grpo_batch
 from cosr_jax.train.step import make_logprobs_fn
@@ -219,48 +222,109 @@ def test_adapters_are_used_as_set(student, engine, prompts):
     assert engine.generate(prompts, 1, greedy, seed=0) == before
 
 
-def test_programs_are_as_few_as_the_buckets(monkeypatch, student):
-    traced = []
+@pytest.fixture
+def traced(monkeypatch):
+    """Shapes of the programs that would be compiled; all rows stop at their first token."""
+    shapes = []
 
-    def program(graphdef, lora, base, tokens, mask, *rest, num_generations, **static):
-        """Compiled under the same conditions as the real one; all rows stop at once."""
-        traced.append(tokens.shape)
-        rows = tokens.shape[0] * num_generations
-        ones = jnp.ones((rows, static["max_new_tokens"]), jnp.int32)
-        return ones, -ones.astype(jnp.float32), ones[:, 0], ones[:, 0] > 0
+    def prefill(graphdef, lora, base, tokens, mask):
+        shapes.append(("prefill", *tokens.shape))
+        kv = jnp.zeros((2, tokens.shape[0], 4, 8, tokens.shape[1]))
+        return slots.Prompts(kv, jnp.swapaxes(kv, 3, 4), jnp.where(mask, 0, -1))
 
-    monkeypatch.setattr(jax_sampler, "_generate", program)
+    def decode(graphdef, lora, base, state, *, drawing, wanted, enough, **static):
+        places, width = state.cache.prompt_positions.shape
+        shapes.append(("decode", state.token.shape[0], places, width))
+        ended, never = state.running & ~state.running, jnp.zeros_like(state.running)
+        one = jnp.ones_like(state.drawn)
+        state = dataclasses.replace(state, running=never, stopped=~never, drawn=one)
+        return state, slots.Report(ended, ~never, one, state.tokens, state.logprobs)
+
+    monkeypatch.setattr(slots, "prefill", prefill)
+    monkeypatch.setattr(slots, "decode", decode)
+    return shapes
+
+
+def test_programs_are_as_few_as_the_buckets(traced, student):
     engine = make_engine(student, max_prompt_tokens=40, max_rows=12)
-    for seed, lengths in enumerate(((9, 10), (16, 1), (3, 8))):
+    for seed, lengths in enumerate(((9, 10), (17, 1), (3, 8))):
         for temperature in (1.0, 0.7):
             sampling = SamplingParams(2, temperature=temperature)
             engine.generate(make_prompts(lengths), 4, sampling, seed)
-    assert traced == [(2, 16)]
-    # Seven prompts at three a call, the longest of each on one rung.
+    assert traced == [("prefill", 2, 16), ("decode", 8, 2, 16)]
+    # Seven prompts do not fit at once: every slot has a place of its own.
     groups = engine.generate(make_prompts((17, 30, 32, 20, 25, 31, 26)), 4, SAMPLED, seed=0)
     assert [len(group) for group in groups] == [4] * 7
-    assert traced[1:] == [(3, 32), (1, 32)]
+    assert traced[2:] == [("prefill", 7, 32), ("decode", 12, 12, 32)]
     engine.set_adapters(jax.tree.map(lambda x: 2 * x, student.lora))
-    engine.generate(make_prompts((32, 17, 18)), 4, SAMPLED, seed=4)
-    assert len(traced) == 3
-    # The last rung is the limit, and a group larger than max_rows is not split.
-    engine.generate(make_prompts((33, 5)), 20, SAMPLED, seed=4)
-    assert traced[3:] == [(1, 40), (1, 16)]
+    engine.generate(make_prompts((32, 17, 18, 19, 20, 21, 33)), 4, SAMPLED, seed=4)
+    assert len(traced) == 4
+    # The last rung is the limit, and a group larger than max_rows goes through its slots.
+    (group, _) = engine.generate(make_prompts((34, 5)), 20, SAMPLED, seed=4)
+    assert len(group) == 20
+    assert traced[4:] == [("prefill", 2, 39), ("decode", 12, 12, 39)]
 
 
-def test_no_more_rows_at_once_than_configured(monkeypatch, student):
-    rows = []
-
-    def program(graphdef, lora, base, tokens, mask, *rest, num_generations, **static):
-        rows.append(tokens.shape[0] * num_generations)
-        ones = jnp.ones((rows[-1], static["max_new_tokens"]), jnp.int32)
-        return ones, -ones.astype(jnp.float32), ones[:, 0], ones[:, 0] > 0
-
-    monkeypatch.setattr(jax_sampler, "_generate", program)
+def test_no_more_rows_at_once_than_configured(traced, student):
     engine = make_engine(student, max_rows=51)
     for count in (17, 15, 40):
         engine.generate(make_prompts((3,) * count), 3, SAMPLED, seed=0)
-    assert max(rows) == 51
+    assert max(shape[1] for shape in traced if shape[0] == "decode") == 51
+
+
+def test_long_prompts_are_prefilled_some_at_a_time(traced, student, monkeypatch):
+    monkeypatch.setattr(prompts_module, "_PREFILL_TOKENS", 64)
+    engine = make_engine(student, max_prompt_tokens=40)
+    groups = engine.generate(make_prompts((33,) * 5), 2, SAMPLED, seed=0)
+    assert [len(group) for group in groups] == [2] * 5
+    assert ("prefill", 2, 32) in traced
+
+
+@pytest.mark.parametrize("settings", [{"refill": False}, {"decoding_copy": False}])
+def test_how_rows_are_decoded_does_not_show(student, groups, prompts, settings):
+    engine = make_engine(student, max_prompt_tokens=48, max_rows=8, **settings)
+    assert_same(engine.generate(prompts, 4, SAMPLED, seed=5), groups)
+
+
+def test_completions_are_handed_over_as_they_end(pairs, groups, prompts, monkeypatch):
+    events = []
+    decode = pairs._decode
+
+    def watched(*args, **kwargs):
+        events.append(None)
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(pairs, "_decode", watched)
+    told = pairs.generate(prompts, 4, SAMPLED, seed=5, on_finished=events.append)
+    assert_same(told, groups)
+    finished = [event for event in events if event is not None]
+    assert {(f.prompt, f.sample): f.completion for f in finished} == {
+        (prompt, sample): told[prompt][sample] for prompt in range(5) for sample in range(4)
+    }
+    assert len(finished) == 20
+    # Most are told of while others are decoded.
+    last_decode = max(i for i, event in enumerate(events) if event is None)
+    assert sum(event is not None for event in events[:last_decode]) >= 10
+
+
+def test_a_group_ends_on_request(pairs, groups, prompts):
+    """One slot ends at a time, so the first completion of a prompt comes before most others."""
+    told = []
+
+    def stop_second(finished):
+        told.append(finished)
+        return finished.prompt == 1
+
+    cut = pairs.generate(prompts, 4, SAMPLED, seed=5, on_finished=stop_second)
+    assert_same([cut[i] for i in (0, 2, 3, 4)], [groups[i] for i in (0, 2, 3, 4)])
+    reasons = [completion.finish_reason for completion in cut[1]]
+    assert "cancelled" in reasons and set(reasons) - {"cancelled"}
+    for short, whole in zip(cut[1], groups[1], strict=True):
+        length = len(short.token_ids)
+        assert short.token_ids == whole.token_ids[:length]
+        assert len(short.logprobs) == length
+        if short.finish_reason != "cancelled":
+            assert short.finish_reason == whole.finish_reason
 
 
 @pytest.mark.parametrize("shape", [(1, 4, 2), (8, 1, 1)])

@@ -1,0 +1,93 @@
+"""The prompts of one call: padded, prefilled some at a time, and brought to their slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+
+import jax.numpy as jnp
+import numpy as np
+
+from cosr_jax.buckets import bucket_length, bucket_rows
+from cosr_jax.rollout.schedule import Layout
+from cosr_jax.rollout.slots import Admission, Prompts
+
+#: Tokens that a device prefills at once: enough for products at full speed, and activations small.
+_PREFILL_TOKENS = 8192
+
+
+class PromptStore:
+    """Computes each prompt once, when the first of its rows enters, and keeps it until the last.
+
+    Args:
+      prompts: token ids of each; none is empty.
+      samples: rows of each prompt.
+      layout: of the call.
+      limit: longest prompt allowed, in tokens.
+      shards: pieces that a mesh cuts prompts into.
+      pad_id: fills short prompts up.
+      prefill: (int32 tokens [prompts, width], bool mask [prompts, width]) -> ``Prompts``.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        samples: int,
+        layout: Layout,
+        limit: int,
+        shards: int,
+        pad_id: int,
+        prefill: Callable[[np.ndarray, np.ndarray], Prompts],
+    ):
+        self._prompts, self._samples, self._layout = prompts, samples, layout
+        self._pad_id, self._prefill = pad_id, prefill
+        # The last token is not prefilled: decoding begins with it.
+        longest = max(len(prompt) for prompt in prompts) - 1
+        self.width = bucket_length(max(1, longest), limit - 1)
+        most = max(1, shards * _PREFILL_TOKENS // self.width)
+        self._per_batch = bucket_rows(min(len(prompts), most), most, shards)
+        self._batches: dict[int, Prompts] = {}
+
+    def admissions(self, pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[Prompts, Admission]]:
+        """What lets rows into slots.
+
+        Args:
+          pairs: (slot, row); rows ascend, within the call and from call to call.
+        """
+        for number, group in groupby(pairs, lambda pair: self._batch_of(pair[1])):
+            yield self._batch(number), self._admission(list(group))
+
+    def _batch_of(self, row: int) -> int:
+        return row // self._samples // self._per_batch
+
+    def _batch(self, number: int) -> Prompts:
+        if number not in self._batches:
+            self._batches = {number: self._run(number)}
+        return self._batches[number]
+
+    def _run(self, number: int) -> Prompts:
+        first = number * self._per_batch
+        tokens = np.full((self._per_batch, self.width), self._pad_id, np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for entry, prompt in enumerate(self._prompts[first : first + self._per_batch]):
+            start = self.width - (len(prompt) - 1)
+            tokens[entry, start:] = prompt[:-1]
+            mask[entry, start:] = True
+        return self._prefill(tokens, mask)
+
+    def _admission(self, pairs: Sequence[tuple[int, int]]) -> Admission:
+        slots, places = self._layout.slots, self._layout.places
+        entry_of_place: dict[int, int] = {}
+        fresh = np.zeros(slots, bool)
+        token, position, number = (np.zeros(slots, np.int32) for _ in range(3))
+        for slot, row in pairs:
+            prompt = row // self._samples
+            entry_of_place[slot // (slots // places)] = prompt % self._per_batch
+            fresh[slot], number[slot] = True, row
+            token[slot] = self._prompts[prompt][-1]
+            position[slot] = len(self._prompts[prompt]) - 1
+        filled = len(entry_of_place)
+        at_places, entries = np.zeros(places, np.int32), np.zeros(places, np.int32)
+        at_places[:filled], entries[:filled] = list(entry_of_place), list(entry_of_place.values())
+        values = (at_places, entries, np.int32(filled), fresh, token, position, number)
+        return Admission(*map(jnp.asarray, values))

@@ -1,0 +1,124 @@
+"""One array a layer instead of one stack of all layers: how a CPU decodes fast.
+
+Out of a stack, XLA's CPU backend copies a layer's weights and cache before every product with them;
+for the few rows of a decoding step that costs as much as the product.  Accelerators slice without a
+copy, and a mesh is better served by stacks, so this form is for decoding on one CPU device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cosr_jax.student.layers import Linear
+
+#: Arrays of all layers: one with a leading layers axis, or one a layer.
+Stack = jax.Array | tuple[jax.Array, ...]
+
+
+def at_layer(
+    stack: Stack, layer: jax.Array, use: Callable[..., jax.Array], *operands: jax.Array
+) -> jax.Array:
+    """``use(stack[layer], *operands)`` inside a scan over layers.
+
+    With one array a layer a switch picks the array.  It should hold a bare product: its branches
+    are compiled once a layer, which for a product alone costs next to nothing.
+
+    Args:
+      stack: of all layers.
+      layer: int32 scalar.
+      use: pure; all layers give the same shape.
+      *operands: arrays.
+    """
+    if isinstance(stack, tuple):
+        branches = [lambda *operands, one=one: use(one, *operands) for one in stack]
+        return jax.lax.switch(layer, branches, *operands)
+    return use(jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False), *operands)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Unstacked:
+    """Kernels of one linear, in the place of the stack that ``Linear`` multiplies with."""
+
+    kernels: tuple[jax.Array, ...]  # for each layer [out, in], in the compute dtype
+    layer: jax.Array | None = None  # int32 scalar; the layer whose kernel is meant
+
+    def __getitem__(self, index: Any) -> Unstacked:
+        return self  # what an nnx variable asks of its value
+
+    def astype(self, dtype: Any) -> Unstacked:
+        """Itself: the dtype is settled when the kernels are unstacked."""
+        if self.kernels[0].dtype != dtype:
+            raise ValueError(f"kernels of {self.kernels[0].dtype} in a product of {dtype}")
+        return self
+
+    def __rmatmul__(self, x: jax.Array) -> jax.Array:
+        # [out, in] x [in, rows]: a kernel that stands first is read as it lies; standing second,
+        # it would be packed into another layout before each product.
+        assert self.layer is not None
+        return at_layer(self.kernels, self.layer, jnp.matmul, x.T).T
+
+
+def unstack(graphdef: nnx.GraphDef, lora: nnx.State, base: nnx.State, merged: bool) -> nnx.State:
+    """``base`` with the kernels of every linear unstacked, in the compute dtype.
+
+    Called outside jit: in one program, as many copies as kernels would be compiled.
+
+    Args:
+      graphdef: the student's, without experts: all linears have all layers.
+      lora: adapters.
+      base: frozen weights.
+      merged: whether adapters are added to the kernels; they must not be applied again then.
+    """
+    model = nnx.merge(graphdef, lora, base)
+    for _, module in nnx.iter_graph(model):
+        if isinstance(module, Linear):
+            kernel, adapter = module.kernel[...], None
+            if merged and module.scale:
+                adapter = (module.lora_a[...], module.lora_b[...], module.scale)
+            kernels = tuple(
+                _one_layer(kernel, adapter, np.int32(layer), dtype=model.compute_dtype)
+                for layer in range(kernel.shape[0])
+            )
+            module.kernel = cast(Any, module.kernel.replace(Unstacked(kernels)))
+    _, *states = nnx.split(model, nnx.LoRAParam, nnx.Param)
+    return states[1]
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _one_layer(kernel: jax.Array, adapter: Any, layer: jax.Array, dtype: Any) -> jax.Array:
+    """A layer's kernel [out, in]; ``adapter`` is (A, B, scale) to add, or None."""
+
+    def at(stack: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)
+
+    own = at(kernel)
+    if adapter is not None:
+        a, b, scale = adapter
+        own = own + scale * jnp.matmul(at(a), at(b))
+    return own.astype(dtype).T
+
+
+def split_stacked(state: nnx.State) -> tuple[nnx.State, nnx.State]:
+    """Variables of unstacked kernels, and all others, which a scan slices."""
+
+    def is_unstacked(path: Any, variable: nnx.Variable) -> bool:
+        return isinstance(variable.get_raw_value(), Unstacked)
+
+    unstacked, stacked = nnx.split_state(state, is_unstacked, ...)
+    return unstacked, stacked
+
+
+def choose_layer(unstacked: nnx.State, layer: jax.Array) -> nnx.State:
+    """The same kernels, meaning ``layer``."""
+    return nnx.map_state(
+        lambda path, v: v.replace(dataclasses.replace(v.get_raw_value(), layer=layer)), unstacked
+    )
