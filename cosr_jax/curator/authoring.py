@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import difflib
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ from cosr_jax.curator.schemas import Context
 from cosr_jax.protocols import Lab
 from cosr_jax.types import (
     AUTHORED,
+    CodeChecks,
     Completion,
     FailedSample,
     Outcome,
@@ -75,7 +77,7 @@ def write_tasks(
     the student passes it at a rate within ``[zone_low, zone_high]``; worked solutions, which are
     imitated, may also be of tasks that the student never solves.  If the role checker has a model
     of its own, that has to come to the reference's answer.  Pairs must be ``contrasting``,
-    sequences ``falling``.
+    sequences ``falling``, steps ``leading``.
 
     Args:
       client: asks.
@@ -134,6 +136,9 @@ def write_tasks(
     elif form == "progressive":
         kept = falling(inside, rates)
         refused["no_progress"] += len(inside) - len(kept)
+    elif form == "decomposition":
+        kept = leading(inside, [example.task for example in examples], lab.judge)
+        refused["no_lead"] += len(inside) - len(kept)
     tasks = tuple(
         dataclasses.replace(task, difficulty=_difficulty(task.skill, rates[task.task_id], cells))
         for task in kept
@@ -181,6 +186,33 @@ def falling(tasks: Sequence[Task], rates: Mapping[str, float]) -> list[Task]:
     if not longest or rates[longest[0].task_id] == rates[longest[-1].task_id]:
         return []
     return longest
+
+
+def leading(steps: Sequence[Task], parents: Sequence[Task], judge: Judge) -> list[Task]:
+    """The steps that lead to a parent: what each comes to is needed by a later one.
+
+    The last one's solution has to solve a parent; a step's answer, or the function that it asks
+    for, has to stand in the prompt or the solution of a later step that is kept.  Nothing if fewer
+    than two are left.
+
+    Args:
+      steps: in the author's order.
+      parents: failed tasks that the author was shown.
+      judge: the verifier.
+    """
+    if len(steps) < 2 or not parents:
+        return []
+    last = steps[-1]
+    solved = [(parent, Completion((), (), last.solution, "stop")) for parent in parents]
+    if not any(verdict.outcome is Outcome.PASS for verdict in judge(solved)):
+        return []
+    kept = [last]
+    for step in reversed(steps[:-1]):
+        result = step.checks.entry_point if isinstance(step.checks, CodeChecks) else step.answer
+        pattern = re.compile(rf"(?<![\w.]){re.escape(result)}(?![\w.]*\w)")
+        if any(pattern.search(f"{later.prompt}\n{later.solution}") for later in kept):
+            kept.insert(0, step)
+    return kept if len(kept) > 1 else []
 
 
 def _differences(one: Task, other: Task) -> int:

@@ -26,11 +26,14 @@ from cosr_jax.curator.client import Client
 from cosr_jax.curator.planner import AUTHORED_DOMAINS, FORMS, Advice, ask_for_advice, target
 from cosr_jax.curator.procedural import Options, ProceduralCurator
 from cosr_jax.curator.quoting import quoted
+from cosr_jax.curator.star import STAR, own_solutions
 from cosr_jax.protocols import Curator, Lab
 from cosr_jax.types import Diagnosis, Plan
 
 #: Characters of texts in the report's chains.
 _SHOWN = 300
+#: Rounds in a row without a gain after which a failed task may be taken apart.
+_STUCK_ROUNDS = 2
 
 
 class _Alone(Exception):
@@ -218,7 +221,7 @@ class LlmCurator(Curator):
         llm, diagnosis = self._config.llm, now.diagnosis
         arms = now.options.names
         if self._authored_findings(now):
-            arms += FORMS
+            arms += tuple(f for f in FORMS if f != "decomposition" or self._is_stuck(now)) + STAR
         if len(arms) == 1:  # no weakness, and one thing to do: nothing to ask about
             return self._base.order(diagnosis, now.options, arms[0])
         try:
@@ -239,7 +242,7 @@ class LlmCurator(Curator):
             f"; proposed was {now.advice.strategy}, which counts as {llm.prior_weight:g} rounds"
             f"{self._base.bounds(now.options, arms, prior)}"
         )
-        if chosen in FORMS:
+        if chosen in FORMS + STAR:
             plan = self._authored_plan(now, chosen)
         else:
             plan = self._base.order(diagnosis, now.options, chosen)
@@ -260,18 +263,12 @@ class LlmCurator(Curator):
         assert self._client is not None and now.advice is not None
         llm, diagnosis, advice = self._config.llm, now.diagnosis, now.advice
         now.target = target(self._authored_findings(now), advice)
+        count = max(advice.num_tasks, FEWEST)
         try:
-            now.authored = write_tasks(
-                self._client,
-                form,
-                now.target,
-                diagnosis.failures,
-                max(advice.num_tasks, FEWEST),
-                advice.difficulty,
-                self._base.cells,
-                now.lab,
-                self._config,
-                self._seed + diagnosis.round,
+            now.authored = (
+                own_solutions(form, now.target, count, llm.task_samples, now.lab)
+                if form in STAR
+                else self._written(now, form, count)
             )
         except CallError as error:
             raise _Alone(error.reason) from error
@@ -284,18 +281,50 @@ class LlmCurator(Curator):
             raise _Alone("too_few_tasks")
         beside = self._base.own_choice(diagnosis, now.options)
         weakness = now.target.weakness
+        how = "drawn with solutions of the student's own" if form in STAR else "written against it"
         return dataclasses.replace(
             beside,
             strategy=form,
-            algorithm="sft" if form == "worked" else "grpo",
+            algorithm="sft" if form in ("worked", *STAR) else "grpo",
             mixture=self._mixture(now.target, beside.mixture),
             authored=authored.tasks,
             authored_share=llm.tasks_share,
             reason=(
                 f"{weakness.skill} is weak in {weakness.kind} ({now.target.reason}): "
-                f"{len(authored.tasks)} of {authored.written} tasks written against it are kept"
+                f"{len(authored.tasks)} of {authored.written} tasks {how} are kept"
             ),
         )
+
+    def _written(self, now: _Round, form: str, count: int) -> Authored:
+        """Tasks of the author's.
+
+        Raises:
+          CallError: no model gave a usable answer.
+        """
+        assert self._client is not None and now.advice is not None and now.target is not None
+        return write_tasks(
+            self._client,
+            form,
+            now.target,
+            now.diagnosis.failures,
+            count,
+            now.advice.difficulty,
+            self._base.cells,
+            now.lab,
+            self._config,
+            self._seed + now.diagnosis.round,
+        )
+
+    def _is_stuck(self, now: _Round) -> bool:
+        """Whether what is weak is hardly ever solved, or rounds in a row gained nothing."""
+        gains = [decision["gain"] for decision in self.decisions[-_STUCK_ROUNDS:]]
+        gained_nothing = len(gains) == _STUCK_ROUNDS and all(
+            g is not None and g <= 0 for g in gains
+        )
+        is_unsolved = any(
+            finding.rate >= 1.0 - self._config.zone_low for finding in self._authored_findings(now)
+        )
+        return gained_nothing or is_unsolved
 
     def _mixture(
         self, finding: Finding, beside: Sequence[tuple[str, float]]

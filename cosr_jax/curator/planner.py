@@ -34,6 +34,8 @@ ARMS: Mapping[str, str] = {
     "progressive": "reinforcement on a new sequence of tasks, from easy to hard",
     "decomposition": "reinforcement on new tasks that are the steps of a failed one",
     "worked": "supervised steps on new tasks with worked solutions",
+    "star": "supervised steps on right answers of the student's own to what it solves at times",
+    "star_hint": "the same for what it never solves, found while it was shown the answers",
 }
 
 #: Strategies whose tasks an author writes, in the order in which the bandit tries them.

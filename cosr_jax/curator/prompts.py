@@ -92,7 +92,8 @@ FORMS: Mapping[str, str] = {
     "progressive": "The exercises are one sequence: each is a little harder than the one before "
     "it, the first is easy for the student, the last is as hard as the examples.",
     "decomposition": "Take one example apart: each exercise is one step that it needs, solvable "
-    "by itself, in the order in which they are needed; the last puts them together.",
+    "by itself, in the order in which they are needed, and what it comes to is needed by a later "
+    "one. The last puts them together, in other words than the example, and has its answer.",
     "worked": "The reference solutions are what the student will read and imitate: short, "
     "complete, one step a line, in the words of the prompt.",
 }

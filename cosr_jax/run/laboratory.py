@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -47,6 +48,7 @@ class Laboratory:
         self._sample, self._verifier = sample, verifier
         self._chat, self._max_prompt_tokens = chat, max_prompt_tokens
         self.admitted: set[str] = set()  # ids of authored tasks that passed
+        self._drawn: dict[str, str] = {}  # id -> prompt of the tasks that this lab drew
 
     def _next_seed(self) -> int:
         self._calls += 1
@@ -61,6 +63,7 @@ class Laboratory:
                 break
             task = self._source.draw(cell, int(rng.integers(2**31)), "train")
             tasks.setdefault(task.key, task)
+        self._drawn |= {task.task_id: task.prompt for task in tasks.values()}
         return list(tasks.values())
 
     def sample(self, tasks: Sequence[Task], num_generations: int) -> list[RolloutGroup]:
@@ -72,8 +75,18 @@ class Laboratory:
         return self._verifier.judge(cases)
 
     def admit(self, tasks: Sequence[Task]) -> AdmissionResult:
-        """Sorts authored tasks; a prompt over the student's limit is refused as "too_long"."""
-        result = self._admission.admit_authored(tasks, self._known)
+        """Sorts authored tasks; a prompt over the student's limit is refused as "too_long".
+
+        Tasks that this lab drew, with other solutions, only have to prove those.
+        """
+        drawn = [task for task in tasks if self._drawn.get(task.task_id) == task.prompt]
+        written = [task for task in tasks if self._drawn.get(task.task_id) != task.prompt]
+        proven = self._admission.admit(drawn)
+        result = self._admission.admit_authored(written, self._known)
+        result = AdmissionResult(
+            (*proven.tasks, *result.tasks),
+            collections.Counter(proven.refused) + collections.Counter(result.refused),
+        )
         fitting = tuple(
             task
             for task in result.tasks

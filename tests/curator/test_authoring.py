@@ -6,7 +6,7 @@ import json
 from openai_server import OpenAiServer, answer, completion
 from scripted_students import Student, Teacher, diagnose, judge, make_curator, make_lab
 
-from cosr_jax.curator.authoring import contrasting, falling
+from cosr_jax.curator.authoring import contrasting, falling, leading
 from cosr_jax.types import AUTHORED, Task
 
 
@@ -44,6 +44,26 @@ def test_a_progression_falls():
     assert kept(0.5, 0.5, 0.5, 0.5, 0.5) == []
     assert kept(0.2, 0.3, 0.4, 0.5, 0.6) == []
     assert falling([], {}) == []
+
+
+def step(prompt, answer, solution):
+    return dataclasses.replace(task(prompt, answer), solution=f"{solution} \\boxed{{{answer}}}")
+
+
+def test_steps_lead_to_a_failed_task():
+    parent = task("Each of 3 boxes holds 4 red and 5 blue pens. How many pens?", "27")
+    inside = step("A box holds 4 red and 5 blue pens. How many?", "9", "4 + 5 = 9")
+    whole = step("3 boxes hold 9 pens each. How many?", "27", "3 * 9 = 27")
+    aside = step("What is 100 / 4?", "25", "100 / 4 = 25")
+    other = step("2 boxes hold 9 pens each. How many?", "18", "2 * 9 = 18")
+    assert leading([inside, whole], [parent], judge) == [inside, whole]
+    assert leading([inside, aside, whole], [parent], judge) == [inside, whole]
+    assert leading([aside, whole], [parent], judge) == []  # nothing of it is needed
+    assert leading([inside, other], [parent], judge) == []  # it ends elsewhere
+    assert leading([whole], [parent], judge) == leading([inside, whole], [], judge) == []
+    # 9 is needed, 90 or 0.9 are not 9.
+    tens = step("3 boxes hold 90 pens less 243. How many?", "27", "3 * 90 - 243 = 27")
+    assert leading([inside, tens], [parent], judge) == []
 
 
 class Checker:
