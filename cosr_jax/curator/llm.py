@@ -146,7 +146,23 @@ class LlmCurator(Curator):
         values = self._client.stats() if self._client else {}
         values |= {name: float(count) for name, count in self._counts.items()}
         values |= effectiveness.figures(self._chains)
+        values |= self._acceptance(values)
         return {f"curator/llm/{name}": value for name, value in sorted(values.items())}
+
+    def _acceptance(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Shares of claims and tasks that were worth something, and a task's price in tokens."""
+        counts, kept = self._counts, self._counts["tasks_kept"]
+        spent = sum(
+            values.get(f"tokens/{role}/{side}", 0.0)
+            for role in ("author", "checker")
+            for side in ("prompt", "completion")
+        )
+        shares = {
+            "acceptance/claims": (counts["claims_accepted"], counts["claims"]),
+            "acceptance/tasks": (kept, counts["tasks_written"]),
+            "tokens_per_kept_task": (spent, kept),
+        }
+        return {name: part / whole for name, (part, whole) in shares.items() if whole}
 
     def take_records(self) -> list[dict[str, Any]]:
         """Calls and plans since the last time."""
@@ -245,13 +261,27 @@ class LlmCurator(Curator):
         if chosen in FORMS + STAR:
             plan = self._authored_plan(now, chosen)
         else:
-            plan = self._base.order(diagnosis, now.options, chosen)
+            plan = self._focused(now, self._base.order(diagnosis, now.options, chosen))
         scale = plan.learning_rate_scale
         if now.advice.learning_rate_scale != 1.0:
             scale = scale * now.advice.learning_rate_scale
             scale = min(max(scale, llm.learning_rate_low), llm.learning_rate_high)
             choice += f"; learning rate scaled by {now.advice.learning_rate_scale:g}"
         return dataclasses.replace(plan, reason=plan.reason + choice, learning_rate_scale=scale)
+
+    def _focused(self, now: _Round, plan: Plan) -> Plan:
+        """A round of reinforcement, half of it on an accepted weakness that the advice names."""
+        assert now.advice is not None
+        named = [f for f in now.accepted if f.weakness.skill in now.advice.focus]
+        if plan.algorithm != "grpo" or not named:
+            return plan
+        now.target = target(named, now.advice)
+        mixture = self._mixture(now.target, plan.mixture)
+        if mixture == plan.mixture:
+            return plan
+        weakness = now.target.weakness
+        why = f"; half of it where {weakness.skill} is weak in {weakness.kind}"
+        return dataclasses.replace(plan, mixture=mixture, reason=plan.reason + why)
 
     def _authored_findings(self, now: _Round) -> tuple[Finding, ...]:
         """Accepted weaknesses that tasks can be written against."""

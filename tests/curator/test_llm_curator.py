@@ -65,6 +65,11 @@ def test_a_round_goes_from_failures_to_tasks_with_a_known_gain():
     assert figures["curator/llm/tokens/analyst/prompt"] > 100
     assert figures["curator/llm/spent/dollars"] > 0
     assert figures["curator/llm/tasks_kept"] == len(plan.authored)
+    written = figures["curator/llm/tasks_written"]
+    assert figures["curator/llm/acceptance/tasks"] == len(plan.authored) / written
+    assert 0 < figures["curator/llm/acceptance/claims"] <= 1
+    tokens = sum(figures[f"curator/llm/tokens/author/{side}"] for side in ("prompt", "completion"))
+    assert figures["curator/llm/tokens_per_kept_task"] == tokens / len(plan.authored)
     assert json.loads(json.dumps(curator.chains)) == curator.chains
 
 
@@ -123,6 +128,32 @@ def test_the_learning_rate_is_scaled_within_its_range_and_back():
     assert "learning rate scaled by 0.5" in plan.reason
     plan, fallback = scaled(9.0)  # out of range: no plan at all, rather than a clamped one
     assert (plan.learning_rate_scale, fallback) == (1.0, "rejected")
+
+
+def test_the_focus_takes_half_of_a_round_of_reinforcement_if_the_weakness_is_confirmed(
+    monkeypatch,
+):
+    monkeypatch.setattr("cosr_jax.curator.strategies._study", lambda view: None)
+    monkeypatch.setattr("cosr_jax.curator.llm.FORMS", ())
+    monkeypatch.setattr("cosr_jax.curator.llm.STAR", ())
+
+    def plan_with(focus):
+        class Focused(Teacher):
+            def _propose(self, data):
+                return {**super()._propose(data), "strategy": "reinforce", "focus": focus}
+
+        with OpenAiServer(Focused()) as server:
+            curator = make_curator(server.url, **QUICK)
+            (plan,) = play(curator, student(), 1)
+        assert plan.algorithm == "grpo"
+        return plan, sum(w for cell, w in plan.mixture if cell.startswith("addition/"))
+
+    usual, before = plan_with([])
+    focused, after = plan_with(["addition"])
+    assert before < 0.5 <= after and sum(w for _, w in focused.mixture) == pytest.approx(1.0)
+    assert "half of it where addition is weak in logic" in focused.reason
+    # A skill that nobody confirmed to be weak gets nothing.
+    assert plan_with(["sorting"])[0].mixture == usual.mixture
 
 
 # --- without models ---------------------------------------------------------------------------
