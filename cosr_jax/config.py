@@ -51,7 +51,10 @@ class StudentConfig:
         "float32", "dtype of matrix products; losses stay float32", choices=("float32", "bfloat16")
     )
     remat: str = setting(
-        "layer", "recompute each layer in the backward pass, or keep all", choices=("layer", "none")
+        "layer",
+        "what the backward pass computes again: each layer; its mlp; of the products none (dots); "
+        "nothing.  Each takes more memory and less time than the one before it",
+        choices=("layer", "mlp", "dots", "none"),
     )
     system_prompt: str = setting("", "system turn of the chat; empty: the template's own default")
 
@@ -359,7 +362,7 @@ class TrainConfig:
     clip_norm: float = setting(1.0, "global gradient norm is clipped to this", above=0.0)
     microbatch_size: int = setting(16, "sequences in one forward and backward pass", low=1)
     logit_chunk: int = setting(
-        256, "tokens whose logits exist at once; memory is chunk x vocabulary", low=1
+        2048, "tokens whose logits exist at once, over a slice of the vocabulary at a time", low=1
     )
     max_rounds: int = setting(20, "rounds at most", low=1)
     steps_per_round: int = setting(4, "optimizer steps between two measurements", low=1)

@@ -107,6 +107,15 @@ def state_shardings(mesh: Mesh, state: nnx.State) -> Any:
     return nnx.map_state(of, state)
 
 
+def platform() -> str:
+    """What the program being traced is for: "cpu", "gpu" or "tpu".
+
+    That of the mesh in context, which may be of chips that are not here, else of this process.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins an activation's layout inside jit; a no-op outside any mesh (``jax.set_mesh``)."""
     if jax.sharding.get_abstract_mesh().empty:

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from cosr_jax import sharding
+from cosr_jax.student.blockwise import Places, blockwise_attention
 from cosr_jax.student.layers import LayerContext, LayerKind, Linear, RMSNorm
 from cosr_jax.student.shape import ModelConfig
 
@@ -66,21 +68,41 @@ class Attention(nnx.Module):
 
 
 def attend(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, sinks: jax.Array | None = None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    places: Places,
+    window: jax.Array | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
-    """Softmax attention of whole sequences.
+    """Causal softmax attention of whole sequences, by what the platform does best.
 
     Args:
       q: [batch, time, heads, head_dim].
       k: [batch, time, kv_heads, head_dim].
       v: same.
-      mask: bool [batch, 1, time, time], True where a query sees a key.
+      places: of the tokens; each sees earlier ones of its segment, and padding itself only.
+      window: int32 scalar, how many tokens back attention sees, itself included; None: all.
       sinks: float32 [heads], logits of an imaginary key whose value is zero (gpt-oss; the same
         idea in arXiv:2309.17453); None for plain attention.
 
     Returns:
       [batch, time, heads, head_dim].
     """
+    if sharding.platform() == "gpu":
+        mask = within_window(causal_mask(places.segments), places.positions, window)
+        return attend_at_once(q, k, v, mask, sinks)
+    out, lse = blockwise_attention(q, k, v, places, places, window, causal=True)
+    if sinks is None:
+        return out
+    # The imaginary key takes its share of the softmax and gives nothing for it.
+    return out * jax.nn.sigmoid(lse - sinks[None, None])[..., None].astype(out.dtype)
+
+
+def attend_at_once(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, sinks: jax.Array | None = None
+) -> jax.Array:
+    """``attend`` with a mask, bool [batch, 1, time, time], through JAX's own attention."""
     if sinks is None:
         return jax.nn.dot_product_attention(q, k, v, mask=mask)
     time = k.shape[1]

@@ -13,10 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from cosr_jax import sharding
 from cosr_jax.config import LoraConfig
-from cosr_jax.student.attention import Attention, attend, causal_mask, within_window
+from cosr_jax.student.attention import Attention, attend
+from cosr_jax.student.blockwise import Places
 from cosr_jax.student.cache import KVCache, attend_cached
 from cosr_jax.student.layers import LayerContext, LayerKind, Linear, RMSNorm
 from cosr_jax.student.lora import adapted_names
@@ -37,6 +39,15 @@ LINEARS = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
+
+
+#: What each way of rematerialisation keeps for the backward pass, by the names that the layers'
+#: parts give to it, besides a layer's input; the rest is computed again.
+KEPT: dict[str, tuple[str, ...]] = {
+    "layer": (),
+    "mlp": ("attention",),
+    "dots": ("attention", "mlp"),
+}
 
 
 class Block(nnx.Module):
@@ -74,6 +85,7 @@ class Block(nnx.Module):
             keys = list(jax.random.split(dropout_key, len(LINEARS)))
         x = sharding.constrain(x, "batch", "time", "hidden")
         attended, kv = self.attn(self.attn_norm(x), context, layer, keys[:4], attend)
+        attended = checkpoint_name(attended, "attention")
         x = x + (self.attn_post_norm(attended) if self.post_norms else attended)
         fed = self._feed(self.mlp_norm(x), context, layer, keys[4:])
         return x + (self.mlp_post_norm(fed) if self.post_norms else fed), kv
@@ -312,20 +324,21 @@ class Decoder(nnx.Module):
 
     def _forward(self, tokens, positions, segment_ids, adapters, dropout_key, keep_kv):
         x = self._embed(tokens)
-        mask = causal_mask(segment_ids)
+        places = Places(segment_ids, positions)
         context = self._context(positions, adapters)
         state, build = self._stack()
 
         def attend_segments(q, k, v, window, sinks):
-            return attend(q, k, v, within_window(mask, positions, window), sinks)
+            return attend(q, k, v, places, window, sinks)
 
         def layer(x, inputs):
             weights, kind, key = inputs
             x, kv = build(weights, kind)(x, context, kind, key, attend_segments)
             return x, kv if keep_kv else None
 
-        if self.remat == "layer":
-            layer = jax.checkpoint(layer, prevent_cse=False)
+        if self.remat != "none":
+            policy = jax.checkpoint_policies.save_only_these_names(*KEPT[self.remat])
+            layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
         keys = None
         if dropout_key is not None:
             keys = jax.random.split(dropout_key, self.config.num_hidden_layers)

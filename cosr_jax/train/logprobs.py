@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from cosr_jax import sharding
-from cosr_jax.student.model import Decoder, project
+from cosr_jax.student.model import Decoder
 from cosr_jax.train.batching import TrainBatch
+from cosr_jax.train.vocabulary import softmax_stream
 
 
 def batch_logprobs(
@@ -68,7 +69,7 @@ def completion_logprobs(
     gradient of each token's log-probability is one vector, kernel @ (onehot - softmax) /
     temperature, which the forward pass leaves behind in ``hidden``'s dtype; so the backward pass
     touches no logits, and the vocabulary costs two products rather than the three of
-    recomputation.
+    recomputation (``vocabulary.softmax_stream``).
 
     Args:
       hidden: [rows, time, hidden], in the compute dtype.
@@ -105,28 +106,14 @@ def _in_pieces(
     hidden: jax.Array, kernel: jax.Array, targets: jax.Array, temperature: float, softcap: float
 ) -> tuple[jax.Array, jax.Array]:
     """float32 [pieces, rows, columns] log-probabilities and entropies, a piece at a time."""
-
-    def piece(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        logprobs, entropy, _, _ = _softmax(*inputs, kernel, temperature, softcap)
-        return logprobs, entropy
-
-    return jax.lax.map(piece, (hidden, targets))
+    values = _stream(hidden, kernel, targets, temperature, softcap, with_pull=False)
+    return values[0], values[1]
 
 
 def _in_pieces_forward(
     hidden: jax.Array, kernel: jax.Array, targets: jax.Array, temperature: float, softcap: float
 ) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-    def piece(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        inside, chosen = inputs
-        logprobs, entropy, softmax, logits = _softmax(inside, chosen, kernel, temperature, softcap)
-        onehot = jax.nn.one_hot(chosen.reshape(-1), kernel.shape[1], dtype=softmax.dtype)
-        rise = (onehot - softmax) / temperature
-        if softcap:
-            rise = rise * (1 - (logits / softcap) ** 2)
-        pull = (rise.astype(inside.dtype) @ kernel.T.astype(inside.dtype)).reshape(inside.shape)
-        return logprobs, entropy, sharding.constrain(pull, "batch", None, "hidden")
-
-    logprobs, entropy, pull = jax.lax.map(piece, (hidden, targets))
+    logprobs, entropy, pull = _stream(hidden, kernel, targets, temperature, softcap, with_pull=True)
     return (logprobs, entropy), pull
 
 
@@ -143,17 +130,23 @@ def _in_pieces_backward(
 _in_pieces.defvjp(_in_pieces_forward, _in_pieces_backward)
 
 
-def _softmax(
-    hidden: jax.Array, targets: jax.Array, kernel: jax.Array, temperature: float, softcap: float
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """float32 log-probabilities and entropies [rows, columns].
+def _stream(hidden, kernel, targets, temperature, softcap, *, with_pull):
+    """``softmax_stream`` of each piece; the gradients in ``hidden``'s dtype."""
 
-    And the softmax and the logits before the temperature, float32 [rows x columns, vocab].
-    """
-    logits = project(hidden.reshape(-1, hidden.shape[-1]), kernel, softcap)
-    heated = logits / temperature
-    logprobs = heated - jax.nn.logsumexp(heated, axis=-1, keepdims=True)
-    softmax = jnp.exp(logprobs)
-    chosen = jnp.take_along_axis(logprobs, targets.reshape(-1, 1), axis=-1)
-    entropy = -(softmax * logprobs).sum(-1)
-    return chosen.reshape(targets.shape), entropy.reshape(targets.shape), softmax, logits
+    def piece(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+        inside, chosen = inputs
+        logprobs, entropy, pull = softmax_stream(
+            inside.reshape(-1, inside.shape[-1]),
+            kernel,
+            chosen.reshape(-1),
+            temperature,
+            softcap,
+            with_pull=with_pull,
+        )
+        values = logprobs.reshape(chosen.shape), entropy.reshape(chosen.shape)
+        if pull is None:
+            return values
+        pull = pull.astype(inside.dtype).reshape(inside.shape)
+        return *values, sharding.constrain(pull, "batch", None, "hidden")
+
+    return jax.lax.map(piece, (hidden, targets))

@@ -11,9 +11,9 @@ import optax
 import pytest
 from train_fixtures import LORA, grpo_rows, sft_rows, tiny_student
 
-from cosr_jax.config import GrpoConfig, MeshConfig, TrainConfig
+from cosr_jax.config import GrpoConfig, MeshConfig, StudentConfig, TrainConfig
 from cosr_jax.sharding import make_mesh
-from cosr_jax.student.model import merge
+from cosr_jax.student.model import abstract_student, merge
 from cosr_jax.train.losses import GrpoObjective, SftObjective
 from cosr_jax.train.step import (
     batch_shards,
@@ -105,6 +105,15 @@ def test_eight_devices_equal_one(sizes, name, unsharded):
         np.testing.assert_allclose(
             many_metrics[metric], value, rtol=1e-4, atol=1e-6, err_msg=metric
         )
+
+
+@pytest.mark.parametrize("remat", ["none", "mlp", "dots"])
+def test_what_is_computed_again_does_not_change_the_gradient(remat, unsharded):
+    student = tiny_student()
+    graphdef = abstract_student(student.config, StudentConfig(remat=remat), LORA).graphdef
+    step = make_train_step(dataclasses.replace(student, graphdef=graphdef), SftObjective(), TRAIN)
+    state, _ = step(start(student), student.base, sft_rows(8), 1e-3)
+    assert relative(gradient_of(state), gradient_of(unsharded["sft"][0])) <= 1e-5
 
 
 def test_the_logprobs_program_is_the_same_on_a_mesh():

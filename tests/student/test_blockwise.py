@@ -1,0 +1,117 @@
+"""Blockwise attention against the generic one, which masks and keeps all scores."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cosr_jax.student import blockwise
+from cosr_jax.student.attention import attend, attend_at_once, causal_mask, within_window
+from cosr_jax.student.blockwise import Places, blockwise_attention, join
+
+BATCH, HEADS, KV_HEADS, WIDTH = 2, 6, 2, 8
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(blockwise, "_LEAST", 8)
+
+
+def tokens(time: int) -> tuple[jax.Array, ...]:
+    """Queries, keys, values and a cotangent."""
+    keys = jax.random.split(jax.random.key(1), 4)
+    heads = (HEADS, KV_HEADS, KV_HEADS, HEADS)
+    return tuple(
+        jax.random.normal(key, (BATCH, time, number, WIDTH))
+        for key, number in zip(keys, heads, strict=True)
+    )
+
+
+def places(time: int) -> Places:
+    """A row padded on both sides, and one with two packed segments."""
+    segments = np.ones((BATCH, time), np.int32)
+    segments[0, :3] = segments[0, -2:] = 0
+    segments[1, time // 2 :] = 2
+    positions = np.broadcast_to(np.arange(time), segments.shape).copy()
+    positions[0] = np.maximum(positions[0] - 3, 0)
+    positions[1, time // 2 :] -= time // 2
+    return Places(jnp.asarray(segments), jnp.asarray(positions))
+
+
+def value_and_pulls(function, cotangent, *args):
+    @jax.jit
+    def both(*args):
+        out, pull = jax.vjp(function, *args)
+        return (out, *pull(cotangent))
+
+    return both(*args)
+
+
+@pytest.mark.parametrize(
+    ("time", "window", "sinks"),
+    [(5, None, False), (21, None, True), (64, 7, False), (64, 7, True), (67, None, False)],
+)
+def test_values_and_gradients_equal_those_of_attention_at_once(time, window, sinks):
+    q, k, v, cotangent = tokens(time)
+    where = places(time)
+    mask = within_window(causal_mask(where.segments), where.positions, window)
+    sunk = jnp.linspace(-1.0, 2.0, HEADS) if sinks else None
+    ours = value_and_pulls(lambda q, k, v: attend(q, k, v, where, window, sunk), cotangent, q, k, v)
+    theirs = value_and_pulls(
+        lambda q, k, v: attend_at_once(q, k, v, mask, sunk), cotangent, q, k, v
+    )
+    for mine, other in zip(ours, theirs, strict=True):
+        assert np.abs(other).max() > 0.1
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_a_softmax_joined_from_two_parts_is_the_softmax_over_both():
+    """Two samples of one prompt, whose padded keys and absent queries must not matter."""
+    time, new = 20, 9
+    q, k, v, cotangent = tokens(time)
+    prompt, completion = slice(0, time - new), slice(time - new, time)
+    segments = jnp.ones((BATCH, time), jnp.int32).at[0, :4].set(0).at[1, -3:].set(0)
+    positions = jnp.maximum(jnp.cumsum(segments, 1) - 1, 0)
+    real = (segments[:, completion] > 0)[..., None, None]
+
+    def at(part: slice) -> Places:
+        return Places(segments[:, part], positions[:, part])
+
+    def parts(q, k, v):
+        inner = q[:, completion], k[:, completion], v[:, completion]
+        own = blockwise_attention(*inner, at(completion), at(completion), causal=True)
+        past = blockwise_attention(
+            q[:, completion], k[:, prompt], v[:, prompt], at(completion), at(prompt), causal=False
+        )
+        return join([past, own]) * real
+
+    def whole(q, k, v):
+        return attend_at_once(q, k, v, causal_mask(segments))[:, completion] * real
+
+    for mine, other in zip(
+        value_and_pulls(parts, cotangent[:, completion], q, k, v),
+        value_and_pulls(whole, cotangent[:, completion], q, k, v),
+        strict=True,
+    ):
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_neither_pass_holds_scores_of_all_tokens():
+    time = 256
+    q, k, v, cotangent = tokens(time)
+    where = places(time)
+
+    def largest(attention):
+        program = jax.make_jaxpr(lambda *args: value_and_pulls(attention, cotangent, *args))
+        text = program(q, k, v).pretty_print(use_color=False)
+        shapes = [found.split(",") for found in re.findall(r":f32\[([\d,]+)\]", text)]
+        return max(math.prod(map(int, shape)) for shape in shapes)
+
+    square = BATCH * HEADS * time * time
+    assert largest(lambda q, k, v: attend(q, k, v, where)) <= square / 8
+    assert largest(lambda *x: attend_at_once(*x, causal_mask(where.segments))) >= square
