@@ -173,6 +173,26 @@ def test_the_clipped_tokens_are_reported(numbers):
     )
 
 
+def test_the_kl_is_scaled_by_an_argument_and_costs_no_compilation(numbers):
+    batch = batch_of(numbers, with_old=True)
+    logprobs, reference = (jnp.asarray(numbers[k], jnp.float32) for k in ("logprobs", "reference"))
+
+    @jax.jit
+    def loss(batch):
+        objective = GrpoObjective(GrpoConfig(kl_coef=0.3), 1.0, CONSTANT)
+        return objective(logprobs, jnp.zeros_like(logprobs), reference, batch).loss
+
+    def scaled(scale):
+        return loss(dataclasses.replace(batch, kl_scale=jnp.float32(scale)))
+
+    for scale in (0.5, 1.0, 2.0):
+        objective = GrpoObjective(GrpoConfig(kl_coef=0.3 * scale), 1.0, CONSTANT)
+        expected = objective(logprobs, jnp.zeros_like(logprobs), reference, batch).loss
+        np.testing.assert_allclose(scaled(scale), expected, rtol=1e-6)
+    assert loss._cache_size() == 1
+    assert abs(scaled(2.0) - scaled(1.0)) > 1e-3
+
+
 def test_sft_is_the_mean_negative_logprob_of_completion_tokens(numbers):
     logprobs, batch = jnp.asarray(numbers["logprobs"], jnp.float32), batch_of(numbers, False)
     terms = SftObjective()(logprobs, logprobs, None, batch)

@@ -243,24 +243,6 @@ def test_one_program_serves_a_bucket_whatever_the_rows_rate_or_lengths():
     assert step._cache_size() == 1
 
 
-def test_the_kl_is_scaled_by_an_argument_and_costs_no_compilation():
-    student, rows = tiny_student(), grpo_rows(8, 8)
-    double = GrpoObjective(GrpoConfig(kl_coef=0.2), 0.9, 8 * 16.0)
-    step, expected = (make_train_step(student, o, TRAIN) for o in (GRPO, double))
-
-    def gradient(program, **kl):
-        batch = dataclasses.replace(rows, **kl)
-        state, metrics = program(start(student), student.base, batch, 1e-3)
-        return gradient_of(state), float(metrics["loss"])
-
-    gradients = {s: gradient(step, kl_scale=jnp.float32(s)) for s in (1.0, 2.0, 0.5)}
-    assert step._cache_size() == 1
-    wanted, loss = gradient(expected, kl_scale=jnp.float32(1.0))
-    assert relative(gradients[2.0][0], wanted) < 1e-6
-    assert gradients[2.0][1] == pytest.approx(loss, rel=1e-6)
-    assert relative(gradients[0.5][0], gradients[1.0][0]) > 1e-4
-
-
 def test_padding_rows_and_unvisited_microbatches_change_nothing():
     train = dataclasses.replace(TRAIN, microbatch_size=2)
     student = tiny_student()
