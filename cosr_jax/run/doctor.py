@@ -55,7 +55,7 @@ def checks(workdir: Path | None) -> tuple[Check, ...]:
         Check("memory", memory),
         Check("workdir", lambda: writable(workdir or Path())),
         Check("students", students),
-        Check("curator", lambda: "built-in procedural; no model, key or network"),
+        Check("curator", lambda: "built-in procedural; --curator=URL checks a model's server"),
         Check("verifier", verifier),
         Check("sandbox", sandbox),
         Check("topology", topology),
