@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from cosr_jax.config import RunConfig
+from cosr_jax.run.adapter import Adapter
 from cosr_jax.run.checkpoint import CheckpointStore
 from cosr_jax.run.evaluation import measure
 from cosr_jax.run.manifest import replace_file
@@ -60,6 +61,8 @@ def evaluate(config: RunConfig, workdir: Path | None) -> RunReport:
             )
             tokens += result.generated_tokens
             results.append(suite_result(config, probe, None, result))
+        if workdir is not None and rooms.adapter is not None:
+            keep_adaptations(workdir / "samples/adapted.jsonl", rooms.adapter)
     report = evaluation_report(config, tuple(results), time.monotonic() - started, tokens, step)
     if workdir is not None:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -69,6 +72,14 @@ def evaluate(config: RunConfig, workdir: Path | None) -> RunReport:
             write_report(workdir, report)
     render_terminal(report)
     return report
+
+
+def keep_adaptations(path: Path, adapter: Adapter) -> None:
+    """Writes what the adapter looked at, with both verdicts, as JSON lines."""
+    records = [r for r in adapter.take_records() if r["event"] == "adaptation"]
+    lines = [json.dumps(record, ensure_ascii=False, allow_nan=False) for record in records]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, "".join(line + "\n" for line in lines))
 
 
 def _probes(config: RunConfig) -> tuple[ProbeSet, ...]:

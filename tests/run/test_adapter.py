@@ -10,6 +10,7 @@ from openai_server import OpenAiServer, answer, completion, error
 
 from cosr_jax.config import from_config_dict
 from cosr_jax.run.adapter import Adapter
+from cosr_jax.run.evaluate import keep_adaptations
 from cosr_jax.run.evaluation import measure
 from cosr_jax.run.practice import sample_groups
 from cosr_jax.types import Completion, Outcome, SamplingParams, Task, UserError, Verdict
@@ -188,22 +189,26 @@ def test_without_a_clear_word_of_the_checkers_the_verdict_stays(act):
         assert adapter(server.url).adapt(case, raw) == raw
 
 
-def test_both_verdicts_are_logged():
+def test_both_verdicts_are_logged(tmp_path):
     case = [(GOLD, done("So the answer is 12 cups.")), (GOLD, done("The answer is 13"))]
     with OpenAiServer(Pointer("12")) as server:
         looked_at = adapter(server.url)
         looked_at.adapt(case, Judge().judge(case))
         records = [r for r in looked_at.take_records() if r["event"] == "adaptation"]
         assert looked_at.take_records() == []
+        looked_at.adapt(case, Judge().judge(case))
+        keep_adaptations(tmp_path / "samples/adapted.jsonl", looked_at)
     (record,) = records
+    (line,) = (tmp_path / "samples/adapted.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line) == record
     assert record["text"] == "So the answer is 12 cups." and record["quote"] == "12 cups"
     assert record["raw"] == {"outcome": "fail", "category": "no_answer"}
     assert record["adapted"] == {"outcome": "pass", "category": ""}
     figures = looked_at.figures()
     assert [figures[f"curator/adapter/{n}"] for n in ("looked_at", "pointed_at", "passed")] == [
+        4.0,
         2.0,
-        1.0,
-        1.0,
+        2.0,
     ]
 
 
