@@ -99,13 +99,13 @@ def test_no_list_of_models(act, words, server, capsys):
 
 
 def test_a_server_that_does_not_answer(server, capsys, monkeypatch):
-    monkeypatch.setattr(curator_check, "_LIST_S", 0.1)
     monkeypatch.setattr(curator_check, "_CALL_S", 0.1)
     server.otherwise = acts.silent
     found = examine(capsys, server.url, code=1)
     assert re.search("no answer in 0.1 s|0.1 s are over", found["schema"][1])
     assert found["analyst"][1].startswith("not asked, as the call before got no answer")
-    assert len(server.requests) == 1
+    assert len(server.requests) <= 1
+    monkeypatch.setattr(curator_check, "_LIST_S", 0.1)
     server.models = acts.silent
     assert "no list of models in 0.1 s" in examine(capsys, server.url, code=1)["server"][1]
 
