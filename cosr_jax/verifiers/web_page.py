@@ -198,15 +198,14 @@ class Page:
         self._session = (await send("Target.attachToTarget", attach))["sessionId"]
         self._browser.listen(self._session, self._on_event)
         self._browser.listen("", self._on_browser_event)
-        await send("Target.setDiscoverTargets", {"discover": True})
-        await send(
-            "Browser.setDownloadBehavior",
-            {"behavior": "deny", "browserContextId": self._context},
+        downloads = {"behavior": "deny", "browserContextId": self._context}
+        await asyncio.gather(  # the browser takes them in order, and nobody waits for each
+            send("Target.setDiscoverTargets", {"discover": True}),
+            send("Browser.setDownloadBehavior", downloads),
+            *(self._send(f"{domain}.enable") for domain in _DOMAINS),
+            self._send("Fetch.enable", {"patterns": [{"urlPattern": "*"}]}),
+            self.resize(width),
         )
-        for domain in _DOMAINS:
-            await self._send(f"{domain}.enable")
-        await self._send("Fetch.enable", {"patterns": [{"urlPattern": "*"}]})
-        await self.resize(width)
         await self._send("Page.navigate", {"url": ADDRESS})
         await self._unless_ended(self._loaded.wait())
         await self.settle()

@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -16,8 +17,8 @@ from corpus import web_pages
 
 from cosr_jax.types import Completion, Outcome, Task, UserError, Verdict, WebChecks
 from cosr_jax.verifiers import browser as browser_module
-from cosr_jax.verifiers import contrast
-from cosr_jax.verifiers.browser import Browser, find_browser
+from cosr_jax.verifiers import contrast, web
+from cosr_jax.verifiers.browser import Browser, CommandRefused, find_browser
 from cosr_jax.verifiers.judges import Limits
 from cosr_jax.verifiers.web import WebJudge, extract_document, read_requirements
 from cosr_jax.verifiers.web_checklist import Checklist, Material, Opinion, Unanswered, lowered
@@ -124,10 +125,44 @@ STUCK = "<html><script>for (;;);</script></html>"
     ids=["computing", "starved"],
 )
 def test_a_page_without_end_is_to_blame_only_if_it_computed(monkeypatch, spent, outcome, category):
-    readings = iter((0.0, spent))
+    readings = itertools.chain((0.0,), itertools.repeat(spent))
     monkeypatch.setattr(Browser, "cpu_seconds", lambda self: next(readings))
-    (verdict,) = judge_pages([STUCK], limits=Limits(wall_s=2.0))
+    (verdict,) = judge_pages([STUCK], limits=Limits(wall_s=1.0))
     assert (verdict.outcome, verdict.category) == (outcome, category), verdict
+    assert verdict.detail.startswith(f"no end within {1 if category else 3} s")
+
+
+@needs_chromium
+def test_a_starved_page_gets_more_time(monkeypatch):
+    monkeypatch.setattr(Browser, "cpu_seconds", lambda self: 0.0)
+    check_page = web.check_page
+
+    async def slowly(page, wanted):
+        await asyncio.sleep(1.5)
+        return await check_page(page, wanted)
+
+    monkeypatch.setattr(web, "check_page", slowly)
+    (verdict,) = judge_pages(["<p>Hello.</p>"], {"expect": [{"contains": "Hello"}]}, Limits(1.0))
+    assert verdict.outcome is Outcome.PASS
+
+
+@needs_chromium
+def test_a_browser_that_shows_nothing_is_no_fault_of_the_page(monkeypatch):
+    async def refused(page, document, width):
+        raise CommandRefused("no")
+
+    monkeypatch.setattr(web.Page, "open", refused)
+    (verdict,) = judge_pages(["<p>Hello.</p>"])
+    assert (verdict.outcome, verdict.detail[:13]) == (Outcome.ERROR, "a new browser")
+
+
+@needs_chromium
+def test_chance_is_the_same_in_every_browser():
+    page = "<p id=a></p><script>a.textContent = 'drew ' + Math.random()</script>"
+    wanted = {"expect": [{"contains": "nothing like it"}]}
+    first, second = (judge_pages([page], wanted)[0].detail for _ in range(2))
+    assert "drew 0." in first
+    assert first == second
 
 
 @pytest.mark.slow  # a crowded machine gives the page too little time to be blamed
