@@ -118,7 +118,7 @@ def _sentence(*beginnings: str) -> tuple[re.Pattern[str], ...]:
 
 _STRONG = _sentence(
     rf"{_SO}?(?:(?:the|my|our) )?(?:final |correct |right |exact )?(?:answer|result|solution)"
-    rf"(?: (?:to|of|for) {_WORDS}{{1,6}}| )?(?:is equal to|comes to|equals|is|=|:)[:=]?[*_]*\s+"
+    r"(?: to (?:the|this) [a-z]+ | )?(?:is equal to|comes to|equals|is|=|:)[:=]?[*_]*\s+"
 )
 _CONCLUSION = _sentence(_SO + _CLAUSE, _SO + _CALCULATION)
 _ALONE = _sentence(_CLAUSE, _CALCULATION, "")
@@ -158,6 +158,8 @@ def stated_answer(completion: str, prompt: str, finish_reason: str = "stop") -> 
     if end - start > _LONGEST_SENTENCE:
         return None
     match = _first(_STRONG, text, start, end)
+    if match is None and _SPEAKS_OF_AN_ANSWER.search(last[0]):
+        return None  # in words of its own: of somebody else's, perhaps, or of a part
     if match is None:
         if all(_adds_nothing(sentence[0], given) for sentence in before):
             match = _first(_CONCLUSION if before else _CONCLUSION + _ALONE, text, start, end)
