@@ -65,6 +65,18 @@ def test_rollout_samples_without_early_stop(scratch):
     assert len(recorder.seconds) == 2
 
 
+def test_a_long_tail_is_the_same_work_on_both_sides(scratch):
+    sides = []
+    for name in ("ours", "batches"):
+        sides.append(Recorder(repeats=1))
+        bench_ours.tail(Job("tail", name, "tiny", scratch, adapter=f"{scratch}/adapter"), sides[-1])
+    refilled, whole = (recorder.about for recorder in sides)
+    assert refilled["check"] == whole["check"] and refilled["tokens"] == whole["tokens"]
+    rows = SIZES["tiny"].tail_prompts * SIZES["tiny"].tail_samples
+    assert refilled["tokens"]["rollout"] / rows == pytest.approx(refilled["check"][0])
+    assert refilled["check"][0] < SIZES["tiny"].tail_limit
+
+
 def test_grpo_tells_rollout_and_training_apart(scratch):
     recorder = measure_ours("grpo", scratch)
     assert len(recorder.seconds) == 2

@@ -21,6 +21,7 @@ from bench_work import (
     sample_reward,
     scored_completions,
     sft_rows,
+    tail_prompts,
 )
 
 from cosr_jax.config import GrpoConfig, LoraConfig, RolloutConfig, StudentConfig, TrainConfig
@@ -84,14 +85,13 @@ def _write_tiny(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-class NeverStops:
-    """The student's tokenizer without stop tokens; the part of it that the sampler needs."""
+class Tokens:
+    """The part of the student's tokenizer that the sampler needs, with stop tokens as given."""
 
-    stop_ids: tuple[int, ...] = ()
-
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, stop_ids: tuple[int, ...] = ()):
         from transformers import AutoTokenizer
 
+        self.stop_ids = stop_ids
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         self.pad_id: int = self._tokenizer.pad_token_id
 
@@ -132,7 +132,7 @@ def _about(setup: Setup) -> dict[str, Any]:
 def _sampler(setup: Setup, longest_prompt: int) -> JaxSampler:
     default = RolloutConfig().max_prompt_tokens
     config = RolloutConfig(max_prompt_tokens=max(default, longest_prompt))
-    return JaxSampler(setup.student, NeverStops(setup.folder), config)
+    return JaxSampler(setup.student, Tokens(setup.folder), config)
 
 
 def sft(job: Job, channel: Channel) -> None:
@@ -178,6 +178,31 @@ def rollout(job: Job, channel: Channel) -> None:
     while channel.go_on():
         channel.done(rollout=clock(sample, seed)[0])
         seed += 1
+
+
+def tail(job: Job, channel: Channel) -> None:
+    """Sampling where a token in so many ends a completion, so that few are long.
+
+    The side "batches" decodes the same rows without refilling its slots.
+    """
+    setup, sizes = _setup(job), job.sizes
+    prompts = tail_prompts(setup.vocab, sizes)
+    every = sizes.tail_limit // 4
+    tokens = Tokens(setup.folder, tuple(range(0, setup.vocab, every)))
+    config = RolloutConfig(max_rows=sizes.tail_slots, refill=job.side == "ours")
+    engine = JaxSampler(setup.student, tokens, config)
+    sampling = SamplingParams(sizes.tail_limit, temperature=1.0)
+
+    def sample() -> list[int]:
+        groups = engine.generate(prompts, sizes.tail_samples, sampling, seed=0)
+        return [len(completion.token_ids) for group in groups for completion in group]
+
+    first_s, lengths = clock(sample)
+    label = "cosr_jax" if job.side == "ours" else "cosr_jax, batch by batch"
+    count = {"rollout": sum(lengths)}
+    channel.ready(label, {"rollout": first_s}, [np.mean(lengths)], tokens=count, **_about(setup))
+    while channel.go_on():
+        channel.done(rollout=clock(sample)[0])
 
 
 def grpo(job: Job, channel: Channel) -> None:

@@ -1,4 +1,4 @@
-"""Measures an SFT step, a rollout and a GRPO step, ours and the peers' in one run.
+"""Measures an SFT step, rollouts and a GRPO step, ours and the peers' in one run.
 
     python tools/bench_train.py --peer=peft,trl --json=bench.json
 
@@ -31,8 +31,9 @@ from typing import Any
 
 from bench_work import SIZES, Channel, Job
 
-WORKS = ("sft", "rollout", "grpo")
+WORKS = ("sft", "rollout", "tail", "grpo")
 PEERS = {"peft": ("sft", "rollout"), "trl": ("grpo",)}
+OTHERWISE = {"tail": "batches"}  # our own side with one setting changed, measured beside
 TOLERANCE = 1e-3  # of the losses and log-probabilities that all sides must agree on, in nats
 
 
@@ -135,10 +136,11 @@ def measure(work: str, peers: Sequence[str], shape: str, repeats: int, scratch: 
         # One after another: first calls must not disturb each other.
         sides = [start(job)]
         job = dataclasses.replace(job, student=sides[0].about["student"])
-        for peer in peers:
-            if work in PEERS[peer]:
-                sides.append(start(dataclasses.replace(job, side=peer)))
-                check_agreement(work, sides[0].about, sides[-1].about)
+        beside = [peer for peer in peers if work in PEERS[peer]]
+        beside += [OTHERWISE[work]] if work in OTHERWISE else []
+        for name in beside:
+            sides.append(start(dataclasses.replace(job, side=name)))
+            check_agreement(work, sides[0].about, sides[-1].about)
         repetitions: dict[str, list] = {side.job.side: [] for side in sides}
         for repeat in range(repeats):
             # There and back, so that neither side always follows the other.
@@ -174,13 +176,14 @@ def summarise(work: str, sides: dict[str, dict], shape: str) -> list[dict[str, A
     for part in sides["ours"]["first"]:
         for name, side in sides.items():
             seconds = [r["seconds"][part] for r in side["repetitions"]]
+            tokens = side.get("tokens", {}).get(part) or SIZES[shape].tokens(work, part)
             record = {
                 "work": work,
                 "part": part,
                 "side": name,
                 "label": side["label"],
                 "seconds": spread(seconds),
-                "tokens_per_s": SIZES[shape].tokens(work, part) / statistics.median(seconds),
+                "tokens_per_s": tokens / statistics.median(seconds),
                 "first_s": side["first"][part],
                 "peak_rss_gib": side["repetitions"][-1]["peak_rss_gib"],
             }
@@ -297,7 +300,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--peer", type=_list_of(tuple(PEERS)), default=(), help="peft (sft, rollout), trl (grpo)"
     )
-    parser.add_argument("--only", type=_list_of(WORKS), default=WORKS, help="sft, rollout, grpo")
+    parser.add_argument(
+        "--only", type=_list_of(WORKS), default=WORKS, help="sft, rollout, tail, grpo"
+    )
     parser.add_argument("--repeats", type=_positive, default=5, help="timed repetitions a side")
     parser.add_argument("--json", type=Path, help="file for the whole report")
     parser.add_argument(
@@ -309,7 +314,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run_side(job: Job) -> None:
     channel = Channel()
-    module = importlib.import_module("bench_ours" if job.side == "ours" else "bench_peers")
+    module = importlib.import_module("bench_peers" if job.side in PEERS else "bench_ours")
     getattr(module, job.work)(job, channel)
 
 

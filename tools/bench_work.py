@@ -31,6 +31,11 @@ class Sizes:
     grpo_samples: int  # of each prompt
     grpo_prompt_tokens: int
     grpo_new_tokens: int
+    tail_prompts: int
+    tail_samples: int  # of each prompt
+    tail_prompt_tokens: int
+    tail_limit: int  # longest completion; the mean is about a quarter
+    tail_slots: int  # sequences decoded at once
     greedy_tokens: int = 8  # of the rollout's check
 
     def tokens(self, work: str, part: str) -> int:
@@ -42,12 +47,13 @@ class Sizes:
             ("grpo", "rollout"): samples * self.grpo_new_tokens,
             ("grpo", "train"): samples * (self.grpo_prompt_tokens + self.grpo_new_tokens),
             ("grpo", "step"): samples * self.grpo_new_tokens,
+            ("tail", "rollout"): self.tail_prompts * self.tail_samples * self.tail_limit // 4,
         }[work, part]
 
 
 SIZES = {
-    "smollm2": Sizes(16, 8, 256, 32, 128, 128, 8, 8, 54, 64),
-    "tiny": Sizes(4, 2, 24, 2, 12, 8, 2, 4, 10, 6, greedy_tokens=4),
+    "smollm2": Sizes(16, 8, 256, 32, 128, 128, 8, 8, 54, 64, 32, 8, 54, 128, 32),
+    "tiny": Sizes(4, 2, 24, 2, 12, 8, 2, 4, 10, 6, 4, 4, 10, 16, 4, greedy_tokens=4),
 }
 MICROBATCH = 16  # rows of a GRPO microbatch, on every side
 LEARNING_RATE = 5e-4
@@ -57,8 +63,8 @@ LEARNING_RATE = 5e-4
 class Job:
     """One side's share of one work, for a process of its own."""
 
-    work: str  # "sft", "rollout" or "grpo"
-    side: str  # "ours", "peft" or "trl"
+    work: str  # "sft", "rollout", "tail" or "grpo"
+    side: str  # "ours", "peft", "trl" or "batches"
     shape: str  # key of ``SIZES``
     scratch: str  # folder that all sides of a run share
     student: str = ""  # Hugging Face folder; empty for our side, which finds or makes it
@@ -88,6 +94,11 @@ def sft_rows(vocab: int, sizes: Sizes) -> list[list[int]]:
 def rollout_prompts(vocab: int, sizes: Sizes) -> list[list[int]]:
     """The prompts of the rollout."""
     return token_rows(vocab, sizes.rollout_prompts, sizes.rollout_prompt_tokens, seed=2)
+
+
+def tail_prompts(vocab: int, sizes: Sizes) -> list[list[int]]:
+    """The prompts of the rollout with a long tail."""
+    return token_rows(vocab, sizes.tail_prompts, sizes.tail_prompt_tokens, seed=5)
 
 
 def grpo_prompts(vocab: int, sizes: Sizes) -> list[list[int]]:
