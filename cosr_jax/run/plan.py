@@ -75,7 +75,7 @@ def plan(config: RunConfig, topology: str | None = None) -> None:
     print(f"student    {config.student.source}", flush=True)
     print(f"parameters {trainable + frozen:,} in all, {trainable:,} trainable")
     print(f"mesh       {sizes} = {mesh.size} x {devices[0].device_kind} ({where})", flush=True)
-    for name, objective, samples in _steps(config):
+    for name, objective, samples, group in _steps(config):
         shape = batch_shape(
             samples,
             config.train.microbatch_size,
@@ -85,7 +85,9 @@ def plan(config: RunConfig, topology: str | None = None) -> None:
         )
         dropout_seed = config.seed if config.lora.dropout > 0 else None
         try:
-            memory = compile_step(student, objective, config.train, shape, mesh, dropout_seed)
+            memory = compile_step(
+                student, objective, config.train, shape, mesh, dropout_seed, group
+            )
         except jax.errors.JaxRuntimeError as error:
             raise explain(error, f"the {name} step on {where}") from error
         print(
@@ -105,8 +107,11 @@ def compile_step(
     shape: BatchShape,
     mesh: Mesh,
     dropout_seed: int | None = None,
+    group: int = 1,
 ) -> StepMemory:
     """Compiles a train step at the shape's longest lengths; no value is computed or loaded.
+
+    ``group`` is the number of samples of a task, which share their prompt where the shape allows.
 
     Raises:
       jax.errors.JaxRuntimeError: the compiler refuses, e.g. for want of memory.
@@ -114,7 +119,7 @@ def compile_step(
     """
     step = make_train_step(student, objective, train, mesh, dropout_seed)
     several = isinstance(objective, GrpoObjective) and objective.config.updates_per_batch > 1
-    batch = abstract_batch(shape, several, with_kl=objective.needs_reference)
+    batch = abstract_batch(shape, several, objective.needs_reference, group)
     rate = jax.ShapeDtypeStruct((), jnp.float32)
     started = time.monotonic()
     state = jax.eval_shape(lambda lora: init_state(lora, train), student.lora)
@@ -132,9 +137,12 @@ def compile_step(
     )
 
 
-def abstract_batch(shape: BatchShape, with_old_logprobs: bool, with_kl: bool = False) -> TrainBatch:
+def abstract_batch(
+    shape: BatchShape, with_old_logprobs: bool, with_kl: bool = False, group: int = 1
+) -> TrainBatch:
     """A batch of ``jax.ShapeDtypeStruct`` leaves at the shape's longest lengths."""
-    prompt, completion = (shape.rows, shape.max_prompt), (shape.rows, shape.max_completion)
+    prompt = (shape.rows // shape.group(group), shape.max_prompt)
+    completion = (shape.rows, shape.max_completion)
     like: Any = jax.ShapeDtypeStruct
     return TrainBatch(
         like(prompt, jnp.int32),
@@ -189,12 +197,13 @@ def explain(error: jax.errors.JaxRuntimeError, what: str) -> UserError:
     )
 
 
-def _steps(config: RunConfig) -> list[tuple[str, SftObjective | GrpoObjective, int]]:
-    """(name, objective, samples) of both train steps."""
+def _steps(config: RunConfig) -> list[tuple[str, SftObjective | GrpoObjective, int, int]]:
+    """(name, objective, samples, samples of a task) of both train steps."""
     rollout = config.rollout
-    samples = rollout.prompts_per_step * rollout.num_generations
+    group = rollout.num_generations
+    samples = rollout.prompts_per_step * group
     grpo = GrpoObjective(config.grpo, rollout.temperature, samples * rollout.max_new_tokens)
-    return [("grpo", grpo, samples), ("sft", SftObjective(), config.sft.batch_size)]
+    return [("grpo", grpo, samples, group), ("sft", SftObjective(), config.sft.batch_size, 1)]
 
 
 def _verdict(memory: StepMemory, device: jax.Device, topology: str | None) -> str:

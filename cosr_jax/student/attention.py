@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cosr_jax import sharding
-from cosr_jax.student.blockwise import Places, blockwise_attention
+from cosr_jax.student.blockwise import Places, blockwise_attention, join
 from cosr_jax.student.layers import LayerContext, LayerKind, Linear, RMSNorm
 from cosr_jax.student.shape import ModelConfig
 
@@ -92,10 +92,54 @@ def attend(
     if sharding.platform() == "gpu":
         mask = within_window(causal_mask(places.segments), places.positions, window)
         return attend_at_once(q, k, v, mask, sinks)
-    out, lse = blockwise_attention(q, k, v, places, places, window, causal=True)
+    return _sink(*blockwise_attention(q, k, v, places, places, window, causal=True), sinks)
+
+
+def attend_to_prompt(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    places: Places,
+    prompt: tuple[jax.Array, jax.Array, Places],
+    window: jax.Array | None = None,
+    sinks: jax.Array | None = None,
+) -> jax.Array:
+    """``attend`` of completions, which also see the prompt that their group shares.
+
+    Two softmaxes joined into one: to the prompt, with the queries of a whole group as one
+    sequence; and to the completion's own tokens.
+
+    Args:
+      q: [rows, time, heads, head_dim].
+      k: [rows, time, kv_heads, head_dim].
+      v: same.
+      places: of the completions' tokens; positions go on from the prompt's.
+      prompt: keys and values [prompts, prompt time, kv_heads, head_dim], and where they stand.
+        Row i belongs to prompt i // (rows / prompts).
+      window: as for ``attend``.
+      sinks: as for ``attend``.
+
+    Returns:
+      [rows, time, heads, head_dim].
+    """
+    past_k, past_v, past = prompt
+    prompts = past_k.shape[0]
+
+    def by_prompt(x: jax.Array) -> jax.Array:
+        return x.reshape(prompts, -1, *x.shape[2:])
+
+    out, lse = blockwise_attention(
+        by_prompt(q), past_k, past_v, jax.tree.map(by_prompt, places), past, window, causal=False
+    )
+    to_prompt = out.reshape(q.shape), lse.reshape(q.shape[:3])
+    own = blockwise_attention(q, k, v, places, places, window, causal=True)
+    return _sink(*join([own, to_prompt]), sinks)
+
+
+def _sink(out: jax.Array, lse: jax.Array, sinks: jax.Array | None) -> jax.Array:
+    """The imaginary key takes its share of the softmax and gives nothing for it."""
     if sinks is None:
         return out
-    # The imaginary key takes its share of the softmax and gives nothing for it.
     return out * jax.nn.sigmoid(lse - sinks[None, None])[..., None].astype(out.dtype)
 
 

@@ -73,18 +73,18 @@ def blockwise_attention(
     return out, lse.transpose(0, 3, 1, 2).reshape(batch, time, heads)
 
 
-def join(parts: Sequence[tuple[jax.Array, jax.Array]]) -> jax.Array:
+def join(parts: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
     """One softmax out of its parts over disjoint keys.
 
     Args:
       parts: (out [..., head_dim], lse [...]) as ``blockwise_attention`` returns them.
 
     Returns:
-      What attention to all keys at once would be, in the first part's dtype.
+      What attention to all keys at once would be: out, in the first part's dtype, and lse.
     """
     whole = functools.reduce(jnp.logaddexp, [lse for _, lse in parts])
     weighted = [out * jnp.exp(lse - whole)[..., None] for out, lse in parts]
-    return functools.reduce(jnp.add, weighted).astype(parts[0][0].dtype)
+    return functools.reduce(jnp.add, weighted).astype(parts[0][0].dtype), whole
 
 
 # Inside: queries [batch, kv_heads, group, queries, head_dim]; keys [batch, kv_heads, keys, ...].

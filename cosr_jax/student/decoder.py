@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from cosr_jax import sharding
 from cosr_jax.config import LoraConfig
-from cosr_jax.student.attention import Attention, attend
+from cosr_jax.student.attention import Attention, attend, attend_to_prompt
 from cosr_jax.student.blockwise import Places
 from cosr_jax.student.cache import KVCache, attend_cached
 from cosr_jax.student.layers import LayerContext, LayerKind, Linear, RMSNorm
@@ -196,6 +196,61 @@ class Decoder(nnx.Module):
         hidden, _ = self._forward(tokens, positions, segment_ids, adapters, dropout_key, False)
         return hidden
 
+    def continuations(
+        self,
+        prompt_tokens: jax.Array,
+        prompt_mask: jax.Array,
+        completion_tokens: jax.Array,
+        completion_mask: jax.Array,
+        adapters: bool = True,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """Hidden states that predict completions, with each prompt computed once for its group.
+
+        The same as a call on prompts repeated for every row, in value and gradient: completions
+        see the prompt's keys and values, and hand back what they ask of them.
+
+        Args:
+          prompt_tokens: int32 [prompts, prompt], padded on the left.
+          prompt_mask: bool [prompts, prompt]; False on padding.
+          completion_tokens: int32 [rows, completion], padded on the right; row i continues prompt
+            i // (rows / prompts).
+          completion_mask: bool [rows, completion]; False on padding.
+          adapters: as in ``__call__``.
+          dropout_key: as in ``__call__``.
+
+        Returns:
+          Normalised hidden states, compute dtype [rows, completion, hidden]; those at t predict
+          completion token t, and those at 0 are the prompt's last.
+        """
+        group = completion_tokens.shape[0] // prompt_tokens.shape[0]
+        past = _places(prompt_mask, 0)
+        places = _places(completion_mask, jnp.repeat(past.segments.sum(1, keepdims=True), group, 0))
+        past_context = self._context(past.positions, adapters)
+        context = self._context(places.positions, adapters)
+        state, build = self._stack()
+
+        def layer(carried, inputs):
+            prompt, x = carried
+            weights, kind, key = inputs
+            block = build(weights, kind)
+
+            def attend_past(q, k, v, window, sinks):
+                return attend(q, k, v, past, window, sinks)
+
+            prompt, kv = block(prompt, past_context, kind, key, attend_past)
+
+            def attend_all(q, k, v, window, sinks):
+                return attend_to_prompt(q, k, v, places, (*kv, past), window, sinks)
+
+            x, _ = block(x, context, kind, key, attend_all)
+            return (prompt, x), None
+
+        start = self._embed(prompt_tokens), self._embed(completion_tokens)
+        (prompt, x), _ = self._scan(layer, start, state, dropout_key)
+        before = jnp.repeat(prompt[:, -1:], group, axis=0)
+        return self.norm(jnp.concatenate([before, x[:, :-1]], axis=1))
+
     def prefill(
         self,
         tokens: jax.Array,
@@ -336,14 +391,24 @@ class Decoder(nnx.Module):
             x, kv = build(weights, kind)(x, context, kind, key, attend_segments)
             return x, kv if keep_kv else None
 
+        x, kept = self._scan(layer, x, state, dropout_key)
+        return self.norm(x), kept
+
+    def _scan(self, layer, start, state, dropout_key):
+        """``layer`` over all layers, keeping for the backward pass what ``remat`` says."""
         if self.remat != "none":
             policy = jax.checkpoint_policies.save_only_these_names(*KEPT[self.remat])
             layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
         keys = None
         if dropout_key is not None:
             keys = jax.random.split(dropout_key, self.config.num_hidden_layers)
-        x, kept = jax.lax.scan(layer, x, (state, self._kinds(), keys))
-        return self.norm(x), kept
+        return jax.lax.scan(layer, start, (state, self._kinds(), keys))
+
+
+def _places(mask: jax.Array, start: jax.Array | int) -> Places:
+    """Of rows that are one segment each, whose real tokens count from ``start`` [rows, 1]."""
+    segments = sharding.constrain(mask, "batch", "time").astype(jnp.int32)
+    return Places(segments, jnp.maximum(start + jnp.cumsum(segments, axis=1) - 1, 0))
 
 
 def project(hidden: jax.Array, kernel: jax.Array, softcap: float = 0.0) -> jax.Array:

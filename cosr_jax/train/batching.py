@@ -20,10 +20,14 @@ from cosr_jax.types import RolloutGroup
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainBatch:
-    """Rows of one optimizer step.  Real rows come first; a row without completion is padding."""
+    """Rows of one optimizer step; a row without completion is padding.
 
-    prompt_tokens: jax.Array  # int32 [rows, prompt], padded on the left
-    prompt_mask: jax.Array  # bool [rows, prompt]
+    Rows of whole groups share their prompt: there are ``rows / group`` prompts, and row i continues
+    prompt i // group.  Elsewhere every row has its own.
+    """
+
+    prompt_tokens: jax.Array  # int32 [prompts, prompt], padded on the left
+    prompt_mask: jax.Array  # bool [prompts, prompt]
     completion_tokens: (
         jax.Array
     )  # int32 [rows, completion], padded on the right, stop token included
@@ -39,7 +43,12 @@ class TrainBatch:
     @property
     def rows(self) -> int:
         """Number of rows, padding included."""
-        return self.prompt_tokens.shape[0]
+        return self.completion_tokens.shape[0]
+
+    @property
+    def group(self) -> int:
+        """Rows that continue one prompt."""
+        return self.rows // self.prompt_tokens.shape[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +73,15 @@ class BatchShape:
     microbatch_rows: int
     max_prompt: int
     max_completion: int
+    shards: int = 1  # pieces that a mesh cuts a microbatch's rows into
+
+    def group(self, size: int) -> int:
+        """Rows that share a prompt when groups have ``size`` samples: all of them, or just one.
+
+        A prompt is shared where every shard of every microbatch holds whole groups.
+        """
+        is_whole = self.microbatch_rows % (size * self.shards) == 0
+        return size if is_whole else 1
 
 
 def microbatch_rows(rows: int, microbatch_size: int, shards: int = 1) -> int:
@@ -76,7 +94,7 @@ def batch_shape(
 ) -> BatchShape:
     """The shape that holds ``samples`` rows in whole microbatches, each whole on every shard."""
     size = microbatch_rows(samples, microbatch_size, shards)
-    return BatchShape(-(-samples // size) * size, size, max_prompt, max_completion)
+    return BatchShape(-(-samples // size) * size, size, max_prompt, max_completion, shards)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +111,8 @@ def grpo_batch(
     """A batch of the informative groups' judged samples.
 
     Samples without a verdict to train on (an ERROR, or an opinion that config leaves out) count
-    neither in their group's mean and deviation nor in the batch: that is no wrong answer.
+    neither in their group's mean and deviation nor in the batch: that is no wrong answer.  Where
+    groups share their prompts, such a sample leaves an empty row.
 
     Returns:
       The batch, None if no group is informative, and the counts.
@@ -101,6 +120,8 @@ def grpo_batch(
     Raises:
       ValueError: a group without verdicts, more samples than rows, or a sequence over the limits.
     """
+    sizes = {len(group.completions) for group in groups}
+    shared = shape.group(sizes.pop()) if len(sizes) == 1 else 1
     rows: list[_Row] = []
     dropped = unjudged = 0
     for group in groups:
@@ -115,13 +136,16 @@ def grpo_batch(
         unjudged += int((~judged).sum())
         rows += [
             _Row(group.prompt_ids, completion.token_ids, completion.logprobs, float(advantage))
+            if keep
+            else _Row(group.prompt_ids, ())
             for completion, keep, advantage in zip(
                 group.completions, judged, advantages, strict=True
             )
-            if keep
+            if keep or shared > 1
         ]
-    counts = GroupCounts(len(groups), dropped, unjudged, len(rows))
-    return (_pack(rows, shape) if rows else None), counts
+    samples = sum(bool(row.completion) for row in rows)
+    counts = GroupCounts(len(groups), dropped, unjudged, samples)
+    return (_pack(rows, shape, shared) if rows else None), counts
 
 
 def sft_batch(
@@ -135,16 +159,17 @@ def sft_batch(
     return _pack([_Row(prompt, completion) for prompt, completion in examples], shape)
 
 
-def _pack(rows: Sequence[_Row], shape: BatchShape) -> TrainBatch:
+def _pack(rows: Sequence[_Row], shape: BatchShape, group: int = 1) -> TrainBatch:
+    """Every ``group`` rows in turn have one prompt; alone, a row also needs a completion."""
     if not 0 < len(rows) <= shape.rows:
         raise ValueError(f"{len(rows)} sequences for a batch of {shape.rows} rows")
-    if not all(row.prompt and row.completion for row in rows):
+    if not all(row.prompt and (row.completion or group > 1) for row in rows):
         raise ValueError("every row needs a prompt and a completion of at least one token")
     prompt = bucket_length(max(len(row.prompt) for row in rows), shape.max_prompt)
     completion = bucket_length(max(len(row.completion) for row in rows), shape.max_completion)
     arrays = {
-        "prompt_tokens": np.zeros((shape.rows, prompt), np.int32),
-        "prompt_mask": np.zeros((shape.rows, prompt), bool),
+        "prompt_tokens": np.zeros((shape.rows // group, prompt), np.int32),
+        "prompt_mask": np.zeros((shape.rows // group, prompt), bool),
         "completion_tokens": np.zeros((shape.rows, completion), np.int32),
         "completion_mask": np.zeros((shape.rows, completion), bool),
         "advantages": np.zeros(shape.rows, np.float32),
@@ -152,8 +177,8 @@ def _pack(rows: Sequence[_Row], shape: BatchShape) -> TrainBatch:
         "num_microbatches": np.asarray(-(-len(rows) // shape.microbatch_rows), np.int32),
     }
     for i, row in enumerate(rows):
-        arrays["prompt_tokens"][i, prompt - len(row.prompt) :] = row.prompt
-        arrays["prompt_mask"][i, prompt - len(row.prompt) :] = True
+        arrays["prompt_tokens"][i // group, prompt - len(row.prompt) :] = row.prompt
+        arrays["prompt_mask"][i // group, prompt - len(row.prompt) :] = True
         arrays["completion_tokens"][i, : len(row.completion)] = row.completion
         arrays["completion_mask"][i, : len(row.completion)] = True
         arrays["advantages"][i] = row.advantage

@@ -24,7 +24,8 @@ def batch_logprobs(
 ) -> tuple[jax.Array, jax.Array]:
     """What the student says about the batch's completions.
 
-    Only the positions that predict completion tokens are projected onto the vocabulary.
+    Only the positions that predict completion tokens are projected onto the vocabulary.  Prompts
+    that rows share are computed once, forward and backward (``Decoder.continuations``).
 
     Args:
       module: the student.
@@ -38,15 +39,26 @@ def batch_logprobs(
       float32 [rows, completion] log-probabilities (nats) and entropies (nats; these carry no
       gradient).  Values at padding are finite and mean nothing.
     """
-    prompt, completion = batch.prompt_tokens.shape[1], batch.completion_tokens.shape[1]
-    tokens = jnp.concatenate([batch.prompt_tokens, batch.completion_tokens], axis=1)
-    mask = jnp.concatenate([batch.prompt_mask, batch.completion_mask], axis=1)
-    mask = sharding.constrain(mask, "batch", "time").astype(jnp.int32)
-    positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-    tokens = sharding.constrain(tokens, "batch", "time")
-    hidden = module(tokens, positions, mask, adapters, dropout_key)
+    if batch.group > 1:
+        hidden = module.continuations(
+            batch.prompt_tokens,
+            batch.prompt_mask,
+            batch.completion_tokens,
+            batch.completion_mask,
+            adapters,
+            dropout_key,
+        )
+    else:
+        prompt, completion = batch.prompt_tokens.shape[1], batch.completion_tokens.shape[1]
+        tokens = jnp.concatenate([batch.prompt_tokens, batch.completion_tokens], axis=1)
+        mask = jnp.concatenate([batch.prompt_mask, batch.completion_mask], axis=1)
+        mask = sharding.constrain(mask, "batch", "time").astype(jnp.int32)
+        positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        tokens = sharding.constrain(tokens, "batch", "time")
+        hidden = module(tokens, positions, mask, adapters, dropout_key)
+        hidden = hidden[:, prompt - 1 : prompt + completion - 1]
     return completion_logprobs(
-        hidden[:, prompt - 1 : prompt + completion - 1],
+        hidden,
         module.head_kernel(),
         batch.completion_tokens,
         temperature,

@@ -251,7 +251,8 @@ def _microbatches(
         def rows(x: jax.Array) -> jax.Array:
             if not x.ndim:
                 return x
-            piece = jax.lax.dynamic_slice_in_dim(x, i * size, size)
+            share = size * x.shape[0] // batch.rows  # fewer prompts than rows, where shared
+            piece = jax.lax.dynamic_slice_in_dim(x, i * share, share)
             return sharding.constrain(piece, "batch", *[None] * (x.ndim - 1))
 
         return jax.tree.map(rows, batch)

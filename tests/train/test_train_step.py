@@ -155,8 +155,11 @@ def test_the_first_grpo_step_is_on_policy_and_the_reference_is_the_student_witho
     student, batch = tiny_student(), grpo_rows(8)
     step = make_train_step(student, GRPO, TRAIN)
     module = merge(student.graphdef, student.lora, student.base)
-    tokens = jnp.concatenate([batch.prompt_tokens, batch.completion_tokens], axis=1)
-    mask = jnp.concatenate([batch.prompt_mask, batch.completion_mask], axis=1).astype(jnp.int32)
+    prompts, reals = (
+        jnp.repeat(x, batch.group, axis=0) for x in (batch.prompt_tokens, batch.prompt_mask)
+    )
+    tokens = jnp.concatenate([prompts, batch.completion_tokens], axis=1)
+    mask = jnp.concatenate([reals, batch.completion_mask], axis=1).astype(jnp.int32)
     positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
     prompt = batch.prompt_tokens.shape[1]
 
