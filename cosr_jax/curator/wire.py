@@ -36,8 +36,11 @@ _CONTEXT_OVERFLOW = re.compile(
 )
 
 
-#: "This model's maximum context length is 2048 tokens", "the available context size (2048 tokens)".
-_CONTEXT_TOKENS = re.compile(r"context (?:length|size|window)\D{0,20}(\d{3,8})\b", re.I)
+#: "This model's maximum context length is 2048 tokens", "the available context size (2048 tokens)",
+#: "max_tokens=8192 cannot be greater than max_model_len=2048".
+_CONTEXT_TOKENS = re.compile(
+    r"(?:context (?:length|size|window)|max_model_len)\D{0,20}(\d{3,8})\b", re.I
+)
 
 
 class Failure(Exception):

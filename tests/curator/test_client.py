@@ -309,6 +309,9 @@ def test_the_answer_gets_what_the_context_leaves(server):
         "'max_tokens' is too large: 8192. This model's maximum context length is 2048 tokens and "
         "your request has 90 input tokens (8192 > 2048 - 90).",
         "request (8400 tokens) exceeds the available context size (2048 tokens)",
+        "max_tokens=8192 cannot be greater than max_model_len=2048. Please request fewer output "
+        "tokens. (parameter=max_tokens, value=8192)",
+        "Input length (8400) exceeds model's maximum context length (2048).",
     ],
 )
 def test_a_context_shorter_than_configured_is_learnt_once(server, message):
