@@ -17,6 +17,7 @@ from cosr_jax.protocols import Curator, TaskSource
 from cosr_jax.rollout.jax_sampler import JaxSampler
 from cosr_jax.run.adapter import Adapter
 from cosr_jax.run.checker import Checker, make_checklist
+from cosr_jax.run.programs import CountedProgram, keep_programs
 from cosr_jax.sharding import make_mesh
 from cosr_jax.student.chat import Chat
 from cosr_jax.student.model import Student
@@ -94,6 +95,7 @@ def training_mesh(config: RunConfig) -> Mesh | None:
 @contextlib.contextmanager
 def open_rooms(config: RunConfig) -> Iterator[Rooms]:
     """Loads the student and starts the verifiers; ends the verifiers on the way out."""
+    keep_programs()
     if config.student.compute_dtype == "float32":
         # Accelerators multiply float32 in fewer bits unless told otherwise.
         jax.config.update("jax_default_matmul_precision", "highest")
@@ -160,10 +162,15 @@ def open_school(
         ),
         shapes={"grpo": shape(samples), "sft": shape(config.sft.batch_size)},
         steps={
-            name: make_train_step(rooms.student, objective, train, rooms.mesh, dropout_seed)
+            name: CountedProgram(
+                f"{name} step",
+                make_train_step(rooms.student, objective, train, rooms.mesh, dropout_seed),
+            )
             for name, objective in (("grpo", grpo), ("sft", SftObjective()))
         },
-        logprobs=make_logprobs_fn(rooms.student, train, rollout.temperature, rooms.mesh),
+        logprobs=CountedProgram(
+            "logprobs", make_logprobs_fn(rooms.student, train, rollout.temperature, rooms.mesh)
+        ),
     )
 
 

@@ -1,0 +1,78 @@
+"""Compiled programs: kept from run to run, and compiled once for each shape within one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cosr_jax.student.sources import cache_dir
+
+_log = logging.getLogger(__name__)
+
+
+def keep_programs() -> Path | None:
+    """Lets this and later runs take compiled programs from the user's cache.
+
+    A cache that the user has chosen (``JAX_COMPILATION_CACHE_DIR``) or switched off
+    (``JAX_ENABLE_COMPILATION_CACHE=false``) stays so.
+
+    Returns:
+      The folder, None if there is none.
+    """
+    if not jax.config.jax_enable_compilation_cache:
+        return None
+    if jax.config.jax_compilation_cache_dir is None:
+        # Programs for one CPU need not run on another that shares the home directory.
+        folder = cache_dir() / f"programs-{_cpu()}"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    return Path(jax.config.jax_compilation_cache_dir)
+
+
+class CountedProgram:
+    """A jitted function that counts its compilations, and warns of one that should not have been.
+
+    Each shape of the arguments is compiled once.  Another compilation for a shape that was there
+    before costs its seconds at every step, e.g. because an argument's type or placement changes.
+
+    Attributes:
+      compilations: so far.
+    """
+
+    def __init__(self, name: str, function: Any):
+        self.compilations = 0
+        self._name = name
+        self._function: Callable = function
+        self._known: set[Any] = set()
+
+    def __call__(self, *args: Any) -> Any:
+        """The function's value; the shapes of all arguments' arrays say what is new."""
+        leaves, structure = jax.tree.flatten(args)
+        shapes = (structure, tuple(jax.numpy.shape(leaf) for leaf in leaves))
+        before = self._function._cache_size()
+        result = self._function(*args)
+        if (more := self._function._cache_size() - before) > 0:
+            self.compilations += more
+            if shapes in self._known:
+                _log.warning(
+                    "the %s program was compiled again for a shape that it knew (%d compilations, "
+                    "%d shapes): please report this",
+                    self._name,
+                    self.compilations,
+                    len(self._known),
+                )
+        self._known.add(shapes)
+        return result
+
+
+def _cpu() -> str:
+    cpuinfo, features = Path("/proc/cpuinfo"), platform.processor()
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        features = next((line for line in lines if line.startswith("flags")), features)
+    return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:8]
