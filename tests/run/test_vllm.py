@@ -25,7 +25,7 @@ from tiny_runs import report
 
 from cosr_jax.config import CuratorLlmConfig, from_config_dict
 from cosr_jax.curator import breaker, prompts
-from cosr_jax.curator.calls import ROLES, CallError, Question
+from cosr_jax.curator.calls import ROLES, CallError, Message, Question, Request
 from cosr_jax.curator.client import Client
 from cosr_jax.curator.failures import Failure
 from cosr_jax.curator.planner import FORMS
@@ -197,6 +197,15 @@ def test_sixteen_calls_at_once_keep_to_their_schemas(server):
         f"{statistics.median(latencies):.1f} s, p95 {latencies[15 * 95 // 100]:.1f} s, all in "
         f"{wall:.1f} s; {client.budget.spent_in_run.completion_tokens} tokens written"
     )
+
+
+def test_a_context_shorter_than_config_says_is_learnt(server):
+    client = Client(CuratorLlmConfig(endpoints=(f"smol {server.url} model=curator",)))
+    text = "Count on: " + "one two three " * 1_600  # leaves room for some 460 tokens
+    reply = client.ask(Question(Request("checker", (Message("user", text),), max_tokens=10_000)))
+    counts = client.tally.counts
+    assert reply.content and (counts["downgraded/context"], counts["shortened"]) == (1, 0)
+    assert reply.usage.completion_tokens < 1_000
 
 
 def test_the_loop_outlives_its_server(server, student, here, tmp_path, monkeypatch):
