@@ -60,6 +60,22 @@ def chain_parts(chains: Sequence[Mapping[str, Any]], figures: Mapping[str, float
     return parts
 
 
+def checklist_parts(figures: Mapping[str, float]) -> list[str]:
+    """Markdown paragraphs: what was asked about pages, and what it took."""
+
+    def figure(name: str) -> float:
+        return figures.get(f"curator/checklist/{name}", 0.0)
+
+    failed = sum(v for name, v in figures.items() if name.startswith("curator/checklist/failed/"))
+    tokens = [figure(f"tokens/checker/{way}") for way in ("prompt", "completion")]
+    return [
+        "## Opinions on pages",
+        f"A model was asked {figure('calls/checker'):.0f} questions of the checklist; "
+        f"{failed:.0f} of them stayed without an answer. That took {tokens[0]:.0f} tokens in and "
+        f"{tokens[1]:.0f} out; all calls of the run together cost ${figure('spent/dollars'):.4f}.",
+    ]
+
+
 def effectiveness(chains: Sequence[Mapping[str, Any]]) -> list[str]:
     """What each strategy gained by weakness kind, then what each pair of rounds did."""
     single = by_strategy(chains)

@@ -435,8 +435,16 @@ class Run:
         for probe in self.school.tests:
             self.progress.phase(f"measuring the best checkpoint on {probe.name}")
             after[probe.name] = self.measure(probe)
+        checker = self.rooms.checker
         report = training_report(
-            self.config, self.state, self.school, after, self.wall_s(), self.files.path, arguments
+            self.config,
+            self.state,
+            self.school,
+            after,
+            self.wall_s(),
+            self.files.path,
+            arguments,
+            checker.figures() if checker else None,
         )
         write_report(self.files.path, report)
         self.logbook.finish(report)

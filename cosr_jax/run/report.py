@@ -17,7 +17,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from cosr_jax.run.curator_story import chain_parts, quote
+from cosr_jax.run.curator_story import chain_parts, checklist_parts, quote
 from cosr_jax.run.evaluation import ProbeResult
 from cosr_jax.run.manifest import replace_file
 from cosr_jax.run.statistics import Gain, paired_bootstrap, wilson_interval
@@ -251,6 +251,7 @@ class RunReport:
     solved: SolvedExample | None = None
     chains: tuple[Mapping[str, Any], ...] = ()  # how failures led to tasks, see ``Curator.chains``
     curator: Mapping[str, float] = dataclasses.field(default_factory=dict)  # its final figures
+    checklist: Mapping[str, float] = dataclasses.field(default_factory=dict)  # of its checker
     commands: tuple[tuple[str, str], ...] = ()  # (what for, command), see ``next_commands``
 
     def to_json(self) -> dict[str, Any]:
@@ -276,6 +277,7 @@ class RunReport:
                 if self.chains
                 else {}
             ),
+            **({"checklist": dict(self.checklist)} if self.checklist else {}),
         }
 
 
@@ -330,6 +332,8 @@ def render_markdown(report: RunReport) -> str:
         ]
     if report.chains:
         parts += chain_parts(report.chains, report.curator)
+    if report.checklist:
+        parts += checklist_parts(report.checklist)
     if report.solved is not None:
         s = report.solved
         is_short = s.domain == "math"

@@ -57,6 +57,7 @@ def training_report(
     wall_s: float,
     workdir: Path,
     arguments: tuple[str, ...],
+    checklist: Mapping[str, float] | None = None,
 ) -> RunReport:
     """The report of a finished run.
 
@@ -68,6 +69,7 @@ def training_report(
       wall_s: seconds, of all sessions.
       workdir: the run's folder.
       arguments: of the command line, for the next commands.
+      checklist: figures of the pages' checker, if there is one.
     """
     best = state.convergence.best
     assert best is not None, "a finished run has been measured"
@@ -94,6 +96,7 @@ def training_report(
         solved=next(filter(None, solved), None),
         chains=tuple(school.curator.chains),
         curator=school.curator.figures(),
+        checklist=checklist or {},
         commands=next_commands(workdir, arguments),
     )
 

@@ -3,7 +3,7 @@
 import pytest
 
 from cosr_jax.curator.effectiveness import by_pair, by_strategy, figures, mean_interval
-from cosr_jax.run.curator_story import best_chain, chain_parts, effectiveness
+from cosr_jax.run.curator_story import best_chain, chain_parts, checklist_parts, effectiveness
 
 
 def finding(kind, is_accepted=True):
@@ -47,6 +47,14 @@ def test_the_chain_shown_is_the_one_with_the_largest_gain():
     assert "accepted 3 (format 2, logic 1) and rejected 3" in text
     assert "planned alone in 1 rounds: 3 (breaker_open)" in text
     assert "| analyst | 3 | 0 | 0 |" in text
+
+
+def test_opinions_on_pages_are_counted_with_what_they_cost():
+    counts = {"calls/checker": 9, "failed/deadline": 2, "failed/rejected": 1, "spent/dollars": 0.25}
+    title, text = checklist_parts({f"curator/checklist/{k}": float(v) for k, v in counts.items()})
+    assert title == "## Opinions on pages"
+    assert "9 questions of the checklist; 3 of them stayed without an answer" in text
+    assert "cost $0.2500" in text
 
 
 def test_gains_are_told_by_strategy_and_kind_and_by_pairs():
