@@ -105,10 +105,10 @@ _VERB = (
     r"|takes?|spends?|contains?|holds?|sells?|buys?|weighs?|walks?|runs?|reads?) "
 )
 _CLAUSE = rf"{_WORDS}{{0,10}}{_VERB}(?:now |only |a total of |in total )?"
-_CALCULATION = (
-    rf"(?:{_WORDS}{{0,10}}{_VERB})?"
-    r"(?:[0-9 .,()+*/^$%\u2212\u00d7\u00b7\u00f7-]*[0-9)]|[A-Za-z]) ?=\s*"
-)
+# Possessive, as the digits of a number could be read in pieces as well.
+_TERMS = rf"(?:(?>{_DIGITS})%?|[ ()+*/^$\u2212\u00d7\u00b7\u00f7-])++"
+_OPERATES = r"(?=[^=]*[0-9)] ?[+*/^\u2212\u00d7\u00b7\u00f7-][^=]*[0-9)] ?=)"  # "9 = 12" does not
+_CALCULATION = rf"(?:{_WORDS}{{0,10}}{_VERB})?(?:{_OPERATES}{_TERMS}|[A-Za-z] ?)=\s*"
 
 
 def _sentence(*beginnings: str) -> tuple[re.Pattern[str], ...]:
@@ -129,9 +129,7 @@ _TOKEN = re.compile(r"[A-Za-z]+(?:['\u2019-][A-Za-z]+)*|[0-9]+(?:[.,][0-9]+)*")
 _PLAIN = re.compile(r"[\t\n\x20-\x7e\u2212\u00d7\u00b7\u00f7\u20ac\u00a3\u2019]*")
 _FORMS = re.compile(r"```|~~~|^\s*>|\\boxed|\\fbox|<|####|\"|''|`|\.\.|[?!~]|^\s*[|]", re.MULTILINE)
 _SPEAKS_OF_AN_ANSWER = re.compile(r"(?i)\b(?:answers?|results?|solutions?|conclusion)\b")
-_ONLY_A_CALCULATION = re.compile(
-    r"[A-Za-z ]{0,60}[0-9 .,()+*/^$%=\u2212\u00d7\u00b7\u00f7-]*=[0-9 .,()+*/^$%=\u2212-]*"
-)
+_ONLY_A_CALCULATION = re.compile(rf"[A-Za-z ]{{0,60}}(?:{_TERMS}=)+{_TERMS}")
 
 
 def stated_answer(completion: str, prompt: str, finish_reason: str = "stop") -> Statement | None:
@@ -163,6 +161,8 @@ def stated_answer(completion: str, prompt: str, finish_reason: str = "stop") -> 
     if match is None:
         if all(_adds_nothing(sentence[0], given) for sentence in before):
             match = _first(_CONCLUSION if before else _CONCLUSION + _ALONE, text, start, end)
+        if match is not None and not _follows(before, match):
+            return None
         # Without a word for it, a number of the task is more likely repeated than found.
         if match is None or (match["value"] in given and "=" not in match[0]):
             return None
@@ -204,6 +204,15 @@ def _adds_nothing(sentence: str, given: set[str]) -> bool:
         return True
     numbers = set(_NUMBER.findall(sentence))
     return numbers <= given and len(numbers) != 1
+
+
+def _follows(before: list[re.Match[str]], match: re.Match[str]) -> bool:
+    """Whether a conclusion is what the last calculation before comes to, or goes on from it."""
+    results = [sentence[0].rpartition("=")[2] for sentence in before if "=" in sentence[0]]
+    if not results:
+        return True
+    wanted = _NUMBER.findall(match[0]) if "=" in match[0] else _NUMBER.findall(match["value"])
+    return bool(wanted) and _NUMBER.findall(results[-1])[-1:] in [[number] for number in wanted]
 
 
 def _with_unit(match: re.Match[str], prompt: str) -> tuple[int, int] | None:
