@@ -112,7 +112,8 @@ class Setup:
 def _setup(job: Job) -> Setup:
     folder = student_folder(job)
     lora = LoraConfig(rank=job.sizes.rank)
-    student = load_student(StudentConfig(source=str(folder)), lora)
+    config = StudentConfig(str(folder), param_dtype=job.dtype, compute_dtype=job.dtype)
+    student = load_student(config, lora)
     if not Path(job.adapter).exists():
         export_adapter(student, lora, Path(job.adapter), base_name=str(folder))
     committed = jax.tree.map(lambda x: jax.device_put(x, x.sharding), student.lora)
@@ -154,7 +155,8 @@ def sft(job: Job, channel: Channel) -> None:
     first_s, loss = clock(take_step)
     # The second loss has been through gradient, clipping and AdamW.
     check = [loss, take_step()]
-    channel.ready("cosr_jax", {"step": first_s}, check, **_about(setup))
+    tokens = {"step": sizes.tokens("sft", "step")}
+    channel.ready("cosr_jax", {"step": first_s}, check, tokens=tokens, **_about(setup))
     while channel.go_on():
         channel.done(step=clock(take_step)[0])
 

@@ -30,9 +30,9 @@ NO_TOKEN = -1  # as the end-of-sequence id: nothing ends a completion early
 
 
 def _load(job: Job) -> Any:
-    """The student in float32 with the same adapters as our side's."""
+    """The student with the same adapters as our side's, which PEFT keeps in float32."""
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_pretrained(job.student, dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(job.student, dtype=getattr(torch, job.dtype))
     return PeftModel.from_pretrained(base, job.adapter, is_trainable=True)
 
 
@@ -61,7 +61,8 @@ def sft(job: Job, channel: Channel) -> None:
 
     first_s, loss = clock(take_step)
     check = [loss, take_step()]
-    channel.ready("transformers + PEFT, eager", {"step": first_s}, check, **_about())
+    tokens = {"step": job.sizes.tokens("sft", "step")}
+    channel.ready("transformers + PEFT, eager", {"step": first_s}, check, tokens=tokens, **_about())
     while channel.go_on():
         channel.done(step=clock(take_step)[0])
 

@@ -5,7 +5,7 @@
 Needs the ``parity`` extra for ``--peer=peft`` and TRL for ``--peer=trl``.  Each side of each work
 runs in a process of its own; all load the same weights, adapters and token ids and must agree on
 a loss before anything is timed.  Repetitions alternate between the sides, and every ratio is
-between neighbours in time.  Both sides run on the CPU, in float32, with their default threads.
+between neighbours in time.  Both sides run on the CPU, in one dtype, with their default threads.
 See docs/performance.md.
 """
 
@@ -34,7 +34,8 @@ from bench_work import SIZES, Channel, Job
 WORKS = ("sft", "rollout", "tail", "grpo")
 PEERS = {"peft": ("sft", "rollout"), "trl": ("grpo",)}
 OTHERWISE = {"tail": "batches"}  # our own side with one setting changed, measured beside
-TOLERANCE = 1e-3  # of the losses and log-probabilities that all sides must agree on, in nats
+#: Of the losses and log-probabilities that all sides must agree on, in nats.  bfloat16 has 8 bits.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
 class Side:
@@ -116,8 +117,8 @@ def busy_cpu_s() -> float | None:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(work: str, peers: Sequence[str], shape: str, repeats: int, scratch: str) -> dict:
-    """All sides of one work.
+def measure(work: str, peers: Sequence[str], repeats: int, scratch: str, **settings: Any) -> dict:
+    """All sides of one work; ``settings`` are those of their ``Job``.
 
     Returns:
       {side: what it said of itself, and its "repetitions" in order}.
@@ -132,7 +133,8 @@ def measure(work: str, peers: Sequence[str], shape: str, repeats: int, scratch: 
             stack.callback(side.close)
             return side
 
-        job = Job(work, "ours", shape, scratch, adapter=str(Path(scratch) / "adapter"))
+        adapter = str(Path(scratch) / "adapter")
+        job = Job(work, "ours", scratch=scratch, adapter=adapter, **settings)
         # One after another: first calls must not disturb each other.
         sides = [start(job)]
         job = dataclasses.replace(job, student=sides[0].about["student"])
@@ -140,7 +142,7 @@ def measure(work: str, peers: Sequence[str], shape: str, repeats: int, scratch: 
         beside += [OTHERWISE[work]] if work in OTHERWISE else []
         for name in beside:
             sides.append(start(dataclasses.replace(job, side=name)))
-            check_agreement(work, sides[0].about, sides[-1].about)
+            check_agreement(work, sides[0].about, sides[-1].about, TOLERANCE[job.dtype])
         repetitions: dict[str, list] = {side.job.side: [] for side in sides}
         for repeat in range(repeats):
             # There and back, so that neither side always follows the other.
@@ -149,14 +151,16 @@ def measure(work: str, peers: Sequence[str], shape: str, repeats: int, scratch: 
         return {s.job.side: {**s.about, "repetitions": repetitions[s.job.side]} for s in sides}
 
 
-def check_agreement(work: str, ours: dict[str, Any], peer: dict[str, Any]) -> None:
-    """Both sides' figures are the same to ``TOLERANCE``.
+def check_agreement(
+    work: str, ours: dict[str, Any], peer: dict[str, Any], tolerance: float = TOLERANCE["float32"]
+) -> None:
+    """Both sides' figures are the same to ``tolerance``, in nats.
 
     Raises:
       SystemExit: they are not, so that a comparison of their speed would mean nothing.
     """
     pairs = list(zip(ours["check"], peer["check"], strict=True))
-    if not all(abs(a - b) <= TOLERANCE for a, b in pairs):
+    if not all(abs(a - b) <= tolerance for a, b in pairs):
         words = ", ".join(f"{a:.5f} / {b:.5f}" for a, b in pairs)
         raise SystemExit(f"{work}: {ours['label']} and {peer['label']} do different work: {words}")
 
@@ -308,6 +312,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model-shape", choices=tuple(SIZES), default="smollm2", help="tiny is for tests"
     )
+    parser.add_argument("--dtype", choices=tuple(TOLERANCE), default="float32", help="all sides'")
+    parser.add_argument(
+        "--sft-tokens", type=_positive, default=0, help="length of the SFT step's rows (256)"
+    )
     parser.add_argument("--job", help=argparse.SUPPRESS)  # this process is a side
     return parser
 
@@ -330,8 +338,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for work in args.only:
             print(f"{work} ...", file=sys.stderr, flush=True)
-            results[work] = measure(work, args.peer, args.model_shape, args.repeats, scratch)
-    report = _report(results, args.model_shape, start)
+            results[work] = measure(
+                work,
+                args.peer,
+                args.repeats,
+                scratch,
+                shape=args.model_shape,
+                dtype=args.dtype,
+                sft_tokens=args.sft_tokens,
+            )
+    report = _report(results, args.model_shape, start) | {"dtype": args.dtype}
     if args.json:
         args.json.write_text(json.dumps(report, indent=2), encoding="utf-8")
     _print(report)

@@ -69,11 +69,14 @@ class Job:
     scratch: str  # folder that all sides of a run share
     student: str = ""  # Hugging Face folder; empty for our side, which finds or makes it
     adapter: str = ""  # adapter in PEFT's format; written by our side, read by the others
+    dtype: str = "float32"  # of base weights and products; adapters are float32 everywhere
+    sft_tokens: int = 0  # of each row of the SFT step; 0: those of ``shape``
 
     @property
     def sizes(self) -> Sizes:
-        """The sizes of ``shape``."""
-        return SIZES[self.shape]
+        """The sizes of ``shape``, with this job's own length."""
+        sizes = SIZES[self.shape]
+        return dataclasses.replace(sizes, sft_tokens=self.sft_tokens or sizes.sft_tokens)
 
     def dumps(self) -> str:
         """As one command-line argument."""
