@@ -247,6 +247,11 @@ class RolloutConfig:
     refill: bool = setting(
         True, "a sequence that has ended gives its place to one that waits; off: batch by batch"
     )
+    cache_dtype: str = setting(
+        "compute",
+        "dtype of keys and values while decoding; compute: that of student.compute_dtype",
+        choices=("compute", "bfloat16", "int8"),
+    )
     decoding_copy: bool = setting(
         True,
         "on one CPU device: keep a copy of the linears in the form that decodes fastest, adapters "

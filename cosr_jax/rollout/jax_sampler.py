@@ -170,7 +170,8 @@ class JaxSampler:
             truncated=sampling.top_p < 1 or sampling.top_k > 0,
         )
         shape = (layout.slots, layout.places, store.width, columns)
-        state = self._empty(self._model, *shape, self._dtype, self._unstacked)
+        dtype = self._dtype if config.cache_dtype == "compute" else jnp.dtype(config.cache_dtype)
+        state = self._empty(self._model, *shape, dtype, self._unstacked)
         done: dict[int, Completion] = {}
         ended: list[int] = []  # rows that ``on_finished`` has not been told of yet
         cancelled: set[int] = set()  # prompts

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,9 @@ from flax import nnx
 
 from cosr_jax import sharding
 from cosr_jax.rollout.sampling import draw_token
+from cosr_jax.student.cache import KEY_AXIS, VALUE_AXIS
 from cosr_jax.student.model import KVCache, merge
+from cosr_jax.student.packed import Packed, pack
 from cosr_jax.student.shape import ModelConfig
 from cosr_jax.student.unstacked import Stack
 
@@ -38,11 +40,10 @@ class Slots:
     """All rows being decoded."""
 
     cache: Any  # KVCache; None where only the rest is handled
-    column: jax.Array  # int32 scalar; of the cache, written next
     token: jax.Array  # int32 [slots]; the row's last token, not in the cache yet
     position: jax.Array  # int32 [slots]; its position
     row: jax.Array  # int32 [slots]; the row's number in the call, on which its draws depend
-    drawn: jax.Array  # int32 [slots]; tokens drawn
+    drawn: jax.Array  # int32 [slots]; tokens drawn, and the column that the next token gets
     running: jax.Array  # bool [slots]
     stopped: jax.Array  # bool [slots]; ended by a stop token
     tokens: jax.Array  # int32 [slots, columns]; what was drawn
@@ -101,8 +102,7 @@ def empty_slots(
     zero, nothing = jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool)
     tokens = jnp.zeros((rows, columns), jnp.int32)
     logprobs = jnp.zeros((rows, columns), jnp.float32)
-    column = jnp.int32(0)
-    return pinned(Slots(cache, column, zero, zero, zero, zero, nothing, nothing, tokens, logprobs))
+    return pinned(Slots(cache, zero, zero, zero, zero, nothing, nothing, tokens, logprobs))
 
 
 def pinned(slots: Slots) -> Slots:
@@ -113,7 +113,7 @@ def pinned(slots: Slots) -> Slots:
     """
 
     def kv(stack: Stack) -> Stack:
-        return stack if isinstance(stack, tuple) else _pinned_kv(stack)
+        return stack if isinstance(stack, tuple) else jax.tree.map(_pinned_kv, stack)
 
     cache = slots.cache
     cache = KVCache(
@@ -163,12 +163,13 @@ def admit(slots: Slots, prompts: Prompts, admission: Admission) -> Slots:
     """
     where = (admission.places, admission.entries, admission.count)
 
-    def put(stack: Stack, source: jax.Array) -> Stack:
+    def put(stack: Stack, source: jax.Array, vectors: int) -> Stack:
         if isinstance(stack, tuple):
             return tuple(
-                _put_layer(old, source, np.int32(layer), *where) for layer, old in enumerate(stack)
+                _put_layer(old, source, np.int32(layer), *where, vectors)
+                for layer, old in enumerate(stack)
             )
-        return _put_stack(stack, source, *where)
+        return _put_stack(stack, source, *where, vectors)
 
     cache = slots.cache
     rest = dataclasses.replace(slots, cache=None)
@@ -176,8 +177,8 @@ def admit(slots: Slots, prompts: Prompts, admission: Admission) -> Slots:
         rest, cache.prompt_positions, cache.positions, prompts.positions, admission
     )
     cache = KVCache(
-        put(cache.prompt_k, prompts.k),
-        put(cache.prompt_v, prompts.v),
+        put(cache.prompt_k, prompts.k, KEY_AXIS),
+        put(cache.prompt_v, prompts.v, VALUE_AXIS),
         prompt_positions,
         cache.k,
         cache.v,
@@ -186,25 +187,33 @@ def admit(slots: Slots, prompts: Prompts, admission: Admission) -> Slots:
     return dataclasses.replace(rest, cache=cache)
 
 
-def _put(held: jax.Array, source: jax.Array, places, entries, count, axis: int) -> jax.Array:
+def _put(
+    held: Packed, source: jax.Array, places, entries, count, axis: int, vectors: int
+) -> Packed:
     """``held`` with ``source``'s first ``count`` entries, one of each per place along ``axis``."""
 
-    def copy(number: jax.Array, held: jax.Array) -> jax.Array:
-        one = jax.lax.dynamic_slice_in_dim(source, entries[number], 1, axis).astype(held.dtype)
-        return jax.lax.dynamic_update_slice_in_dim(held, one, places[number], axis)
+    def copy(number: jax.Array, held: Packed) -> Packed:
+        one = jax.lax.dynamic_slice_in_dim(source, entries[number], 1, axis)
+
+        def write(old: jax.Array, new: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(old, new, places[number], axis)
+
+        return jax.tree.map(write, held, pack(one, held, vectors))
 
     return jax.lax.fori_loop(0, count, copy, held)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _put_layer(held: jax.Array, source: jax.Array, layer, places, entries, count) -> jax.Array:
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="vectors")
+def _put_layer(
+    held: Packed, source: jax.Array, layer, places, entries, count, vectors: int
+) -> Packed:
     source = jax.lax.dynamic_index_in_dim(source, layer, keepdims=False)
-    return _put(held, source, places, entries, count, 0)
+    return _put(held, source, places, entries, count, 0, vectors)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _put_stack(held: jax.Array, source: jax.Array, places, entries, count) -> jax.Array:
-    return _pinned_kv(_put(held, source, places, entries, count, 1))
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="vectors")
+def _put_stack(held: Packed, source: jax.Array, places, entries, count, vectors: int) -> Packed:
+    return jax.tree.map(_pinned_kv, _put(held, source, places, entries, count, 1, vectors))
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1, 2))
@@ -217,7 +226,7 @@ def _begin(
 ) -> tuple[Slots, jax.Array, jax.Array]:
     """The part of ``admit`` that is no keys and values."""
     where = (admission.places, admission.entries, admission.count)
-    prompt_positions = _put(prompt_positions, source, *where, 0)
+    prompt_positions = cast(jax.Array, _put(prompt_positions, source, *where, 0, -1))
     fresh = admission.fresh
     slots = dataclasses.replace(
         slots,
@@ -274,7 +283,7 @@ def decode(
 
     def advance(slots: Slots) -> Slots:
         hidden, cache = model.decode(
-            slots.token, slots.position, slots.cache, slots.column, adapters
+            slots.token, slots.position, slots.cache, slots.drawn, adapters
         )
         uniforms = jax.vmap(jax.random.uniform)(jax.vmap(jax.random.fold_in)(row_keys, slots.drawn))
         token, logprob = draw_token(
@@ -294,7 +303,6 @@ def decode(
             dataclasses.replace(
                 slots,
                 cache=cache,
-                column=(slots.column + 1) % columns,
                 token=token,
                 position=slots.position + 1,
                 drawn=drawn,

@@ -8,8 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cosr_jax.student.packed import Packed, pack, zeros
 from cosr_jax.student.shape import ModelConfig
 from cosr_jax.student.unstacked import Stack, at_layer
+
+#: Where head_dim is, in the cache's keys and values.
+KEY_AXIS, VALUE_AXIS = -2, -1
 
 
 @jax.tree_util.register_dataclass
@@ -20,9 +24,8 @@ class KVCache:
     Rows are decoded in places, as many in each: row r in place r // (rows / places).  A prompt is
     kept once for all rows of its place, which read it as one matrix.
 
-    Generated tokens of one step go to one column of all rows, whenever these began.  Columns are
-    used in turn, over and over, so there must be as many as a row has tokens; ``positions`` tells
-    which are a row's own.
+    A row's generated tokens go to columns 0, 1, ... whenever it began, so that not one bit of what
+    it computes depends on when that was.  ``positions`` tells which columns it has filled.
     """
 
     prompt_k: Stack  # layers of [places, kv_heads, head_dim, prompt columns]
@@ -51,52 +54,70 @@ class KVCache:
           places: of prompts; they divide ``rows``.
           width: columns of a prompt.
           columns: most generated tokens of a row.
-          dtype: of keys and values.
+          dtype: of keys and values; int8 keeps a scale for each vector beside.
           unstacked: one array a layer, see ``unstacked``.
         """
         heads, size, layers = model.num_key_value_heads, model.head_dim, model.num_hidden_layers
 
-        def zeros(*shape: int) -> Stack:
+        def nothing(shape: tuple[int, ...], axis: int) -> Stack:
             if unstacked:
-                return tuple(jnp.zeros(shape, dtype) for _ in range(layers))
-            return jnp.zeros((layers, *shape), dtype)
+                return tuple(zeros(shape, dtype, axis) for _ in range(layers))
+            return zeros((layers, *shape), dtype, axis)
 
         return cls(
-            prompt_k=zeros(places, heads, size, width),
-            prompt_v=zeros(places, heads, width, size),
+            prompt_k=nothing((places, heads, size, width), KEY_AXIS),
+            prompt_v=nothing((places, heads, width, size), VALUE_AXIS),
             prompt_positions=jnp.full((places, width), -1, jnp.int32),
-            k=zeros(rows, heads, size, columns),
-            v=zeros(rows, heads, columns, size),
+            k=nothing((rows, heads, size, columns), KEY_AXIS),
+            v=nothing((rows, heads, columns, size), VALUE_AXIS),
             positions=jnp.full((rows, columns), -1, jnp.int32),
         )
 
     def append(
         self, k: jax.Array, v: jax.Array, positions: jax.Array, column: jax.Array
     ) -> KVCache:
-        """With a step's tokens at ``column``.
+        """With a step's tokens.
+
+        All layers are written at once, after the scan over them: inside it, the cache would be
+        copied.
 
         Args:
           k: [layers, rows, kv_heads, head_dim].
           v: same.
           positions: int32 [rows].
-          column: int32 scalar.
+          column: int32 [rows], where each row's token goes; nowhere if it is past the last.
         """
-
-        def write(old: jax.Array, new: jax.Array, axis: int) -> jax.Array:
-            return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), column, axis)
-
-        def write_layers(stack: Stack, new: jax.Array, axis: int) -> Stack:
-            # All layers at once, after the scan over them: inside it, the cache would be copied.
-            if isinstance(stack, tuple):
-                return tuple(write(old, one, axis) for old, one in zip(stack, new, strict=True))
-            return write(stack, new, axis + 1)
-
+        here = jnp.arange(self.positions.shape[1])[None] == column[:, None]
         return dataclasses.replace(
             self,
-            k=write_layers(self.k, k[..., None], 3),
-            v=write_layers(self.v, v[:, :, :, None], 2),
-            positions=write(self.positions, positions[:, None], 1),
+            k=_write_layers(self.k, k[..., None], column, KEY_AXIS),
+            v=_write_layers(self.v, v[:, :, :, None], column, VALUE_AXIS),
+            positions=jnp.where(here, positions[:, None], self.positions),
         )
+
+
+def _write_layers(stack: Stack, new: jax.Array, column: jax.Array, vectors: int) -> Stack:
+    """Stacks [rows, kv_heads, ...] with ``new``, of one column, at each row's ``column``."""
+    columns = -1 if vectors == KEY_AXIS else -2
+
+    def sweep(old: jax.Array, new: jax.Array) -> jax.Array:
+        # One device's CPU: a sweep over all columns costs no more than scattered writes there.
+        shape = [1, 1, 1, 1]
+        shape[columns] = old.shape[columns]
+        here = jnp.arange(old.shape[columns]).reshape(shape) == column.reshape(-1, 1, 1, 1)
+        return jnp.where(here, new, old)
+
+    def scatter(old: jax.Array, new: jax.Array) -> jax.Array:
+        rows = jnp.arange(column.shape[0])
+        at = old.at[rows, :, :, column] if columns == -1 else old.at[rows, :, column]
+        return at.set(jnp.squeeze(new, columns))
+
+    if isinstance(stack, tuple):
+        return tuple(
+            jax.tree.map(sweep, old, pack(one, old, vectors))
+            for old, one in zip(stack, new, strict=True)
+        )
+    return jax.tree.map(jax.vmap(scatter), stack, pack(new, stack, vectors))
 
 
 def attend_cached(
@@ -140,10 +161,10 @@ def attend_cached(
         seen = positions >= 0
         return (seen if window is None else seen & (back < window))[:, None, None]
 
-    def scores(keys: jax.Array, q: jax.Array, axes: str) -> jax.Array:
+    def scores(keys: Packed, q: jax.Array, axes: str) -> jax.Array:
         return jnp.einsum(axes, q, keys.astype(q.dtype), preferred_element_type=jnp.float32)
 
-    def mix(values: jax.Array, weights: jax.Array, axes: str) -> jax.Array:
+    def mix(values: Packed, weights: jax.Array, axes: str) -> jax.Array:
         return jnp.einsum(axes, weights, values.astype(q.dtype))
 
     prompt_positions = jnp.repeat(cache.prompt_positions, rows // places, axis=0)

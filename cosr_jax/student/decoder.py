@@ -287,7 +287,7 @@ class Decoder(nnx.Module):
           tokens: int32 [rows].
           positions: int32 [rows].
           cache: its generated part gets these tokens' keys and values at ``column``.
-          column: int32 scalar, the same for all rows.
+          column: int32 [rows].
           adapters: as in ``__call__``.
 
         Returns:

@@ -18,9 +18,10 @@ import numpy as np
 from flax import nnx
 
 from cosr_jax.student.layers import Linear
+from cosr_jax.student.packed import Packed
 
 #: Arrays of all layers: one with a leading layers axis, or one a layer.
-Stack = jax.Array | tuple[jax.Array, ...]
+Stack = Packed | tuple[Packed, ...]
 
 
 def at_layer(
@@ -40,7 +41,8 @@ def at_layer(
     if isinstance(stack, tuple):
         branches = [lambda *operands, one=one: use(one, *operands) for one in stack]
         return jax.lax.switch(layer, branches, *operands)
-    return use(jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False), *operands)
+    one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), stack)
+    return use(one, *operands)
 
 
 @jax.tree_util.register_dataclass

@@ -280,10 +280,28 @@ def test_long_prompts_are_prefilled_some_at_a_time(traced, student, monkeypatch)
     assert ("prefill", 2, 32) in traced
 
 
-@pytest.mark.parametrize("settings", [{"refill": False}, {"decoding_copy": False}])
-def test_how_rows_are_decoded_does_not_show(student, groups, prompts, settings):
-    engine = make_engine(student, max_prompt_tokens=48, max_rows=8, **settings)
+def test_how_weights_lie_does_not_show(student, groups, prompts):
+    engine = make_engine(student, max_prompt_tokens=48, max_rows=8, decoding_copy=False)
     assert_same(engine.generate(prompts, 4, SAMPLED, seed=5), groups)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.01), ("int8", 0.03)])
+def test_smaller_caches_change_little(student, prompts, dtype, tolerance):
+    """The student is a sharp one: its log-probabilities move by many times a vector's rounding."""
+    greedy = SamplingParams(12, temperature=0.0)
+    engine = make_engine(student, max_prompt_tokens=48, cache_dtype=dtype, decoding_copy=False)
+    gaps = []
+    for prompt, (c,) in zip(prompts, engine.generate(prompts, 1, greedy, seed=0), strict=True):
+        rows = log_softmax(plain_logits(student, (*prompt, *c.token_ids)))[len(prompt) - 1 : -1]
+        exact = rows[np.arange(len(c.token_ids)), list(c.token_ids)]
+        gaps += np.abs(exact - c.logprobs).tolist()
+    assert 1e-5 < np.median(gaps) < tolerance, np.median(gaps)
+
+
+def test_refilling_changes_no_bit(student, pairs, prompts):
+    whole = make_engine(student, max_prompt_tokens=48, max_rows=8, refill=False)
+    refilled = pairs.generate(prompts, 4, SAMPLED, seed=5)
+    assert whole.generate(prompts, 4, SAMPLED, seed=5) == refilled
 
 
 def test_completions_are_handed_over_as_they_end(pairs, groups, prompts, monkeypatch):
