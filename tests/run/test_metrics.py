@@ -303,6 +303,9 @@ def test_sample_log_has_every_completion_with_its_provenance(tmp_path):
         "method": "boxed",
         "value_correct": True,
         "detail": "",
+        "is_subjective": False,
+        "unanswered": 0,
+        "is_left_out": False,
         "task": group().task.to_dict(),
         "provenance": "math judge, extractor 1",
     }

@@ -233,12 +233,12 @@ def test_no_page_reaches_even_loopback(use_namespace):
     assert verdict.outcome is Outcome.FAIL
 
 
-def our_processes():
-    """Processes whose command line names a profile of ours."""
+def processes_of(folder):
+    """Processes whose command line names a browser's profile in ``folder``."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if b"cosr-web-" in path.read_bytes():
+            if os.fsencode(folder / "cosr-web-") in path.read_bytes():
                 found.append(int(path.parent.name))
     return found
 
@@ -247,19 +247,18 @@ def our_processes():
 def test_nothing_is_left_behind_and_no_secret_goes_in(monkeypatch, tmp_path):
     monkeypatch.setenv("COSR_TEST_SECRET", "hunter2")
     monkeypatch.setattr(browser_module.tempfile, "tempdir", str(tmp_path))
-    before = set(our_processes())
 
     async def run():
         started = Browser(find_browser())
         await started.start()
-        assert set(our_processes()) - before
-        for pid in set(our_processes()) - before:
+        assert processes_of(tmp_path)
+        for pid in processes_of(tmp_path):
             with contextlib.suppress(OSError):
                 assert b"hunter2" not in Path(f"/proc/{pid}/environ").read_bytes()
         await started.close()
 
     asyncio.run(run())
-    assert set(our_processes()) <= before
+    assert not processes_of(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -314,8 +313,8 @@ def test_a_killed_browser_is_an_error_and_the_next_page_gets_a_new_one():
 
 
 @needs_chromium
-def test_a_cancelled_case_takes_its_browser_with_it():
-    before = set(our_processes())
+def test_a_cancelled_case_takes_its_browser_with_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(browser_module.tempfile, "tempdir", str(tmp_path))
 
     async def run():
         judge = WebJudge(max_pages=1)
@@ -327,7 +326,7 @@ def test_a_cancelled_case_takes_its_browser_with_it():
         case.cancel()
         with pytest.raises(asyncio.CancelledError):
             await case
-        assert set(our_processes()) <= before
+        assert not processes_of(tmp_path)
 
     asyncio.run(run())
 
