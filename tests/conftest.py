@@ -28,7 +28,7 @@ hypothesis.settings.load_profile("untimed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Lets tests, their worker processes and the programs that they start compile a program once."""
+    """Tests, their worker processes and the programs they start compile each program once."""
     cache = config.cache
     if cache is not None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache.mkdir("jax")))

@@ -42,8 +42,8 @@ _FLAGS = (
     *("--disable-quic", "--disable-dev-shm-usage", "--disable-popup-blocking", "--mute-audio"),
     *("--no-pings", "--metrics-recording-only", "--hide-scrollbars", "--password-store=basic"),
     *("--force-color-profile=srgb", "--force-device-scale-factor=1", "--lang=en-US"),
-    # In a process of its own the compositor of a fresh browser loses screenshots now and then: their
-    # answers never come, however long one waits.
+    # In a process of its own the compositor of a fresh browser loses screenshots now and then:
+    # their answers never come, however long one waits.
     "--in-process-gpu",
     # MiB of a page's heap (more, and it crashes); and Math.random() that says the same each time.
     "--js-flags=--max-old-space-size=256,--random-seed=1",

@@ -169,7 +169,7 @@ def _answer_tag(text: str) -> Span | None:
 
 _DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 _FRACTION = r"\\[dt]?frac\{[0-9.]+\}\{[0-9.]+\}"
-# Atomic: the commas of "1,000,000" could part numbers as well, and the "and" of "1 and 2" be a unit.
+# Atomic: the commas of "1,000,000" could part numbers, and the "and" of "1 and 2" be a unit.
 _UNSIGNED = rf"(?>(?:{_DIGITS})?{_FRACTION}|(?:{_DIGITS})(?:/[0-9]+)?)"
 _SIGNED = rf"[-\u2212+]?{_UNSIGNED}"
 _UNIT = r"(?: ?\\?%|(?: ?(?:square|cubic))? ?\u00b0?[A-Za-z]+(?:[\^/][A-Za-z0-9]+)*)"

@@ -1,4 +1,4 @@
-# ruff: noqa: PTH102, PTH103, PTH106, PTH112, PTH114, PTH115, PTH116, PTH120, PTH211
+# ruff: noqa: PTH102, PTH103, PTH106, PTH112, PTH114, PTH115, PTH116, PTH120, PTH208, PTH211
 """Isolation by namespaces: a root of read-only binds, and for each member its own processes.
 
 Two steps lead there.  ``build_root`` leaves the machine for a root that shows only what Python
