@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cosr_jax.config import LoraConfig
-from cosr_jax.student.lora import lora_scale
+from cosr_jax.student.lora import lora_scale, merged_product, merges
 
 
 class Linear(nnx.Module):
@@ -51,17 +51,23 @@ class Linear(nnx.Module):
     ) -> jax.Array:
         # One token axis: adapter gradients that contract two axes miss XLA CPU's fast product.
         tokens = x.reshape(-1, x.shape[-1])
-        out = tokens @ self.kernel[...].astype(x.dtype)
+        out = self._product(tokens, adapters, dropout_key if self.dropout else None)
         if hasattr(self, "bias"):
             out = out + self.bias[...].astype(x.dtype)[None]
-        if adapters and self.scale:
-            inputs = tokens
-            if self.dropout and dropout_key is not None:
-                keep = jax.random.bernoulli(dropout_key, 1 - self.dropout, inputs.shape)
-                inputs = jnp.where(keep, inputs / (1 - self.dropout), 0)
-            low = inputs @ self.lora_a[...].astype(x.dtype)
-            out = out + (low * self.scale) @ self.lora_b[...].astype(x.dtype)
         return out.reshape(*x.shape[:-1], -1)
+
+    def _product(self, tokens: jax.Array, adapters: bool, dropout_key: Any) -> jax.Array:
+        kernel = self.kernel[...].astype(tokens.dtype)
+        if not (adapters and self.scale):
+            return tokens @ kernel
+        a, b = (x[...].astype(tokens.dtype) for x in (self.lora_a, self.lora_b))
+        if dropout_key is None and merges(tokens, a, b):
+            return merged_product(tokens, kernel, a, b, self.scale)
+        inputs = tokens
+        if dropout_key is not None:
+            keep = jax.random.bernoulli(dropout_key, 1 - self.dropout, inputs.shape)
+            inputs = jnp.where(keep, inputs / (1 - self.dropout), 0)
+        return tokens @ kernel + ((inputs @ a) * self.scale) @ b
 
 
 class RMSNorm(nnx.Module):

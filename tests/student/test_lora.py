@@ -12,7 +12,14 @@ from student_fixtures import LORA, reference, run, stirred, tiny_student
 
 from cosr_jax import sharding
 from cosr_jax.config import LoraConfig, MeshConfig, StudentConfig
-from cosr_jax.student.lora import adapted_names, count_parameters, init_lora, lora_scale
+from cosr_jax.student.lora import (
+    adapted_names,
+    count_parameters,
+    init_lora,
+    lora_scale,
+    merged_product,
+    merges,
+)
 from cosr_jax.student.model import LINEARS, abstract_student, merge
 from cosr_jax.types import UserError
 
@@ -90,6 +97,33 @@ def test_start_values_are_peft_s_and_do_not_depend_on_the_mesh(student):
             assert 0.9 * bound < np.abs(value).max() <= bound and abs(value.mean()) < bound / 4
     other = jax.tree.leaves(init_lora(abstract, seed=4))
     assert not np.array_equal(other[0], jax.tree.leaves(alone)[0])
+
+
+def test_a_merged_product_is_that_of_weight_and_adapter_in_value_and_gradient():
+    keys = jax.random.split(jax.random.key(0), 5)
+    shapes = (40, 12), (12, 20), (12, 3), (3, 20), (40, 20)
+    x, kernel, a, b, pull = map(jax.random.normal, keys, shapes)
+
+    def apart(x, a, b):
+        return x @ kernel + 0.7 * (x @ a) @ b
+
+    def merged(x, a, b):
+        return merged_product(x, kernel, a, b, 0.7)
+
+    for function in (apart, merged):
+        out, backward = jax.vjp(function, x, a, b)
+        found = (out, *backward(pull))
+        if function is apart:
+            expected = found
+    for mine, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_are_merged_where_that_is_cheaper_and_as_exact():
+    a, b = jnp.zeros((64, 4)), jnp.zeros((4, 64))  # 64 x 64 / (64 + 64) = 32 tokens
+    assert not merges(jnp.zeros((32, 64)), a, b)
+    assert merges(jnp.zeros((33, 64)), a, b)
+    assert not merges(jnp.zeros((33, 64), jnp.bfloat16), a, b)
 
 
 def test_dropout_acts_on_adapters_only_and_only_with_a_key(student, prompts):
