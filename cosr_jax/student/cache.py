@@ -168,9 +168,11 @@ def attend_cached(
         return jnp.einsum(axes, weights, values.astype(q.dtype))
 
     prompt_positions = jnp.repeat(cache.prompt_positions, rows // places, axis=0)
+    # Batch axes first in the product: the CPU knows no bfloat16 product in another order.
     to_prompt = at_layer(
-        cache.prompt_k, layer, lambda keys, q: scores(keys, q, "psgqh,pghc->psgqc"), by_place(q)
-    ).reshape(rows, kv_heads, -1, prompt_positions.shape[1])
+        cache.prompt_k, layer, lambda keys, q: scores(keys, q, "psgqh,pghc->pgsqc"), by_place(q)
+    )
+    to_prompt = to_prompt.swapaxes(1, 2).reshape(rows, kv_heads, -1, prompt_positions.shape[1])
     to_own = at_layer(cache.k, layer, lambda keys, q: scores(keys, q, "rgqh,rghc->rgqc"), q)
     parts = [
         jnp.where(is_seen(prompt_positions), to_prompt, -jnp.inf),
