@@ -458,5 +458,6 @@ def test_a_round_of_other_groups_costs_one_more_sampler_and_is_followed_by_the_u
     rows = [row for row in metrics(tmp_path / "run") if "curriculum/group_size" in row]
     assert [row["curriculum/group_size"] for row in rows] == [8, 4, 8]
     assert [row["curriculum/kl_scale"] for row in rows] == [2.0, 1.0, 2.0]
-    assert {rows for (rows, _), _ in shapes} == {16}
-    assert schools[0].steps["grpo"]._cache_size() == len(shapes)  # lengths alone make programs
+    assert {rows for _, (rows, _) in shapes} == {16}
+    # Lengths and the size of groups make programs, and nothing else: not a round, not a KL scale.
+    assert schools[0].steps["grpo"].compilations == len(shapes)
