@@ -23,6 +23,9 @@ from cosr_jax.student.weights import load_student
 
 DATA = Path(__file__).resolve().parent / "data"
 TINY_NAMES = ("tiny_llama", "tiny_llama3")
+FAMILIES = tuple(
+    f"family_{name}" for name in ("qwen2", "qwen3", "smollm3", "gemma3", "qwen3_moe", "gpt_oss")
+)
 LORA = LoraConfig(rank=4, alpha=8.0)
 
 
@@ -38,9 +41,9 @@ def tiny_config(name: str) -> dict:
 
 
 def tiny_weights(name: str) -> dict[str, np.ndarray]:
-    """float32, under Hugging Face's names."""
+    """float32, or packed uint8, under Hugging Face's names."""
     return {
-        key.removeprefix("weights/"): value.astype(np.float32)
+        key.removeprefix("weights/"): value if value.dtype == np.uint8 else value.astype(np.float32)
         for key, value in reference(name).items()
         if key.startswith("weights/")
     }

@@ -2,8 +2,8 @@
 
     python tools/make_references.py
 
-Needs the ``parity`` extra, and the network once for SmolLM2.  Two tiny random Llamas carry their
-weights with them; SmolLM2's come from its package.
+Needs the ``parity`` extra, and the network once for SmolLM2.  Tiny random students of every family
+carry their weights with them; SmolLM2's come from its package.
 """
 
 from __future__ import annotations
@@ -47,6 +47,84 @@ TINY_MODELS: dict[str, dict[str, Any]] = {
             "high_freq_factor": 4.0,
             "original_max_position_embeddings": 32,
         },
+    },
+}
+_FAMILY = {
+    key: TINY[key] for key in ("vocab_size", "num_attention_heads", "num_key_value_heads")
+} | {"hidden_size": 32, "head_dim": 8, "tie_word_embeddings": False, "rms_norm_eps": 1e-6}
+_ONE_EACH = ["sliding_attention", "full_attention", "sliding_attention"]
+#: A student of each other family, small enough that every option of its config acts within 16
+#: tokens.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen2": {
+        **_FAMILY,
+        "model_type": "qwen2",
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "use_sliding_window": True,
+        "sliding_window": 5,
+        "max_window_layers": 2,
+    },
+    "qwen3": {
+        **_FAMILY,
+        "model_type": "qwen3",
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "head_dim": 16,
+        "tie_word_embeddings": True,
+    },
+    "smollm3": {
+        **_FAMILY,
+        "model_type": "smollm3",
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "no_rope_layers": [1, 0, 1],
+        "pad_token_id": 0,
+    },
+    "gemma3": {
+        **_FAMILY,
+        "model_type": "gemma3_text",
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "layer_types": _ONE_EACH,
+        "sliding_window": 5,
+        "query_pre_attn_scalar": 24,
+        "final_logit_softcapping": 5.0,
+        "tie_word_embeddings": True,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "qwen3_moe": {
+        **_FAMILY,
+        "model_type": "qwen3_moe",
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "moe_intermediate_size": 16,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [1],
+    },
+    "gpt_oss": {
+        **_FAMILY,
+        "model_type": "gpt_oss",
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": 5,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": 150_000.0,
+            "factor": 8.0,
+            "beta_fast": 32.0,
+            "beta_slow": 1.0,
+            "truncate": False,
+            "original_max_position_embeddings": 16,
+        },
+        "quantization_config": {"quant_method": "mxfp4"},
     },
 }
 PROMPTS = (
@@ -118,7 +196,10 @@ def write_tiny_folder(folder: Path, values: dict[str, Any], weights: dict[str, n
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
     save_file(
-        {name: value.astype(np.float32) for name, value in weights.items()},
+        {
+            name: value if value.dtype == np.uint8 else value.astype(np.float32)
+            for name, value in weights.items()
+        },
         folder / "model.safetensors",
         metadata={"format": "pt"},
     )
@@ -137,6 +218,49 @@ def make_tiny(name: str, scratch: Path) -> None:
         prompts=prompts,
         logits=np.stack([reference_logits(model, p) for p in prompts]),
         continuations=np.array([greedy(model, p) for p in prompts], np.int32),
+        **{f"weights/{key}": value for key, value in weights.items()},
+    )
+
+
+def family_weights(values: dict[str, Any], scratch: Path, seed: int) -> dict[str, np.ndarray]:
+    """Random weights under the names that transformers writes: float16, or MXFP4 for gpt-oss."""
+    import torch
+    from safetensors.numpy import load_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    plain = {key: value for key, value in values.items() if key != "quantization_config"}
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**plain))
+    model.save_pretrained(scratch / "shapes")
+    rng, weights = np.random.default_rng(seed), {}
+    # Gemma's norms add one to their weights.
+    middle = 0.0 if values["model_type"] == "gemma3_text" else 1.0
+    for name, value in load_file(scratch / "shapes" / "model.safetensors").items():
+        if "quantization_config" in values and name.endswith(("gate_up_proj", "down_proj")):
+            experts, inner, out = value.shape
+            groups = (experts, out, inner // 32)
+            weights[f"{name}_blocks"] = rng.integers(0, 256, (*groups, 16), np.uint8)
+            weights[f"{name}_scales"] = rng.integers(122, 126, groups, np.uint8)
+        elif "norm" in name:
+            weights[name] = rng.normal(middle, 0.2, value.shape).astype(np.float16)
+        else:
+            weights[name] = rng.normal(0.0, 0.3, value.shape).astype(np.float16)
+    return weights
+
+
+def make_family(name: str, scratch: Path) -> None:
+    """A student of one family: its weights, and logits of four sequences of 16 tokens."""
+    values = FAMILIES[name]
+    scratch = scratch / name
+    weights = family_weights(values, scratch, seed=len(name))
+    write_tiny_folder(scratch, values, weights)
+    model = load_reference(scratch)
+    prompts = np.random.default_rng(2).integers(0, values["vocab_size"], (4, 16), np.int32)
+    np.savez_compressed(
+        DATA / f"family_{name}.npz",
+        config=np.array(json.dumps(values)),
+        prompts=prompts,
+        logits=np.stack([reference_logits(model, p) for p in prompts]),
         **{f"weights/{key}": value for key, value in weights.items()},
     )
 
@@ -166,6 +290,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for name in TINY_MODELS:
             make_tiny(name, Path(scratch))
+        for name in FAMILIES:
+            make_family(name, Path(scratch))
     make_smollm2()
 
 

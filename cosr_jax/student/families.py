@@ -62,6 +62,12 @@ def read_options(values: Values) -> dict[str, Any]:
             f"config.json: {key} {activation!r} is not supported",
             f"use a student with one of {', '.join(ACTIVATIONS)}",
         )
+    packing = (values.get("quantization_config") or {}).get("quant_method", "mxfp4")
+    if packing != "mxfp4":
+        raise UserError(
+            f"config.json: quantization_config of quant_method {packing!r} is not supported",
+            "use the weights that were not quantised, or MXFP4",
+        )
     return {"activation": activation, **_FAMILIES[values["model_type"]][1](values)}
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -21,6 +24,9 @@ from cosr_jax.student.names import HfName, hf_names
 from cosr_jax.student.sources import resolve_source
 from cosr_jax.student.tensor_files import TensorFolder, read_json
 from cosr_jax.types import UserError
+
+#: A stack of layers up to this size is read whole, a larger one layer by layer.
+HELD_BYTES = 256 << 20
 
 
 def load_config(source: str) -> ModelConfig:
@@ -37,7 +43,8 @@ def load_student(
 ) -> Student:
     """The student with its weights read and fresh adapters.
 
-    Every device gets only its own part, straight from the file.
+    Every device gets only its own part, straight from the file; the host never holds more than the
+    larger of one layer's tensor and ``HELD_BYTES``.
 
     Args:
       config: source and dtypes.
@@ -128,27 +135,56 @@ def _check_names(
 def _read_variable(
     tensors: ExpandedFolder, name: HfName, like: jax.ShapeDtypeStruct, where: jax.sharding.Sharding
 ) -> jax.Array:
-    parts: dict[Any, np.ndarray] = {}
+    """A variable in its shards.
 
-    def part(index: Any) -> np.ndarray:
-        """One device's slice; replicas share it."""
-        bounds = tuple(s.indices(size) for s, size in zip(index, like.shape, strict=True))
-        if bounds not in parts:
-            parts[bounds] = read(tuple(slice(*b) for b in bounds))
-        return parts[bounds]
+    The host holds one device's part of it at a time; of a large stack, one layer of that part.
+    """
+    shards = where.addressable_devices_indices_map(like.shape)
+    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}  # replicas share what is read
+    for device, index in shards.items():
+        assert index is not None  # every device is addressable by its own process
+        part = (s.indices(size)[:2] for s, size in zip(index, like.shape, strict=True))
+        holders.setdefault(tuple(part), []).append(device)
+    parts: dict[jax.Device, jax.Array] = {}
+    for bounds, devices in holders.items():
+        shape = tuple(stop - start for start, stop in bounds)
+        read = functools.partial(_read_part, tensors, name, like.dtype)
+        if not name.stacks or math.prod(shape) * like.dtype.itemsize <= HELD_BYTES:
+            value = read(bounds)
+            parts |= {device: jax.device_put(value, device) for device in devices}
+            continue
+        for device in devices:
+            parts[device] = jnp.zeros(shape, like.dtype, device=device)
+        (first, last), *rest = bounds
+        for row in range(first, last):
+            value = read(((row, row + 1), *rest))
+            for device in devices:
+                layer = jax.device_put(value, device)
+                parts[device] = _put_layer(parts[device], layer, row - first)
+    return jax.make_array_from_single_device_arrays(
+        like.shape, where, [parts[device] for device in shards]
+    )
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        if not name.stacks:
-            return one(name.tensor(()), index)
-        out = np.empty([s.stop - s.start for s in index], like.dtype)
-        starts = [s.start for s in index[: name.stacks]]
-        for at in np.ndindex(out.shape[: name.stacks]):
-            place = tuple(start + i for start, i in zip(starts, at, strict=True))
-            out[at] = one(name.tensor(place), index[name.stacks :])
-        return out
 
-    def one(tensor: str, index: tuple[slice, ...]) -> np.ndarray:
-        value = tensors.read(tensor, index[::-1] if name.transposed else index)
-        return np.asarray(value.T if name.transposed else value, like.dtype)
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_layer(stack: jax.Array, layer: jax.Array, row: int) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(stack, layer, row, 0)
 
-    return jax.make_array_from_callback(like.shape, where, part)
+
+def _read_part(
+    tensors: ExpandedFolder, name: HfName, dtype: Any, bounds: tuple[tuple[int, int], ...]
+) -> np.ndarray:
+    """The part of a variable within ``bounds``, (start, stop) of each axis."""
+    index = tuple(slice(*pair) for pair in bounds)
+    inner = index[name.stacks :]
+
+    def one(tensor: str) -> np.ndarray:
+        value = tensors.read(tensor, inner[::-1] if name.transposed else inner)
+        return np.asarray(value.T if name.transposed else value, dtype)
+
+    if not name.stacks:
+        return one(name.tensor(()))
+    out = np.empty([stop - start for start, stop in bounds], dtype)
+    for at in np.ndindex(out.shape[: name.stacks]):
+        out[at] = one(name.tensor(tuple(s.start + i for s, i in zip(index, at, strict=False))))
+    return out

@@ -1,6 +1,7 @@
 """Reading and writing safetensors folders, whole or in shards, onto one device or many."""
 
 import json
+import tracemalloc
 
 import jax
 import ml_dtypes
@@ -12,7 +13,8 @@ from student_fixtures import LORA, TINY_NAMES, tiny_student, tiny_weights, write
 
 from cosr_jax import sharding
 from cosr_jax.config import MeshConfig, StudentConfig
-from cosr_jax.student.model import abstract_student
+from cosr_jax.student import weights
+from cosr_jax.student.model import ModelConfig, abstract_student, random_base
 from cosr_jax.student.names import hf_names
 from cosr_jax.student.tensor_files import INDEX_NAME, TensorFolder, building, write_tensors
 from cosr_jax.student.weights import hf_tensors, load_base, load_config
@@ -50,6 +52,26 @@ def test_a_mesh_gets_the_same_weights_in_parts(sizes, tmp_path):
     kernel = spread["layers"]["mlp"]["up_proj"]["kernel"].get_raw_value()
     shard = kernel.addressable_shards[0].data.size
     assert shard * sizes[1] * sizes[2] == kernel.size
+
+
+def test_large_stacks_are_read_layer_by_layer(tmp_path, monkeypatch):
+    """The same weights, on one device or many, and the host holds about one tensor at a time."""
+    config = ModelConfig(64, 128, 512, 24, 2, 2, 64, 1e-6, 1e4, True)
+    abstract = abstract_student(config, StudentConfig(), None)
+    base = random_base(abstract.base, seed=0)
+    variables = ((path, v.get_raw_value()) for path, v in base.flat_state())
+    write_tensors(tmp_path, hf_tensors(config, variables))
+    monkeypatch.setattr(weights, "HELD_BYTES", 0)
+    tracemalloc.start()
+    got = load_base(abstract, tmp_path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 12 * 128 * 512 * 4  # a stack has 24 of these tensors, and there are three
+    mesh = sharding.make_mesh(MeshConfig(1, 4, 2))
+    spread = load_base(abstract, tmp_path, mesh)
+    for value, theirs, ours in zip(*map(jax.tree.leaves, (base, got, spread)), strict=True):
+        np.testing.assert_array_equal(theirs, value)
+        np.testing.assert_array_equal(ours, value)
 
 
 def test_bfloat16_rounds_once(tmp_path):
