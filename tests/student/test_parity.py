@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from gguf_fixtures import TOKENS, write_gguf
 from student_fixtures import (
+    FAMILIES,
     LORA,
     TINY_NAMES,
     reference,
@@ -53,6 +54,25 @@ def test_tiny_students_and_their_committed_figures(name, tools, tmp_path):
     np.testing.assert_allclose(values["logits"], theirs, atol=1e-5)
     new = [tools.greedy(model, prompt) for prompt in values["prompts"]]
     np.testing.assert_array_equal(new, values["continuations"])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_their_committed_figures_and_their_adapters_in_peft(name, tools, tmp_path):
+    import peft
+
+    values, source = reference(name), write_folder(tmp_path / "source", name)
+    model, prompts = tools.load_reference(source), values["prompts"]
+    np.testing.assert_allclose(values["logits"], logits_of(tools, model, prompts), atol=1e-5)
+    # PEFT has no form for plain MLPs beside experts.
+    targets = (r"attn\..*", r"moe\..*") if name == "family_qwen3_moe" else (r".*",)
+    lora = dataclasses.replace(LORA, targets=targets)
+    student = adapted(name, lora, source)
+    ours = run(student, prompts)
+    export_adapter(student, lora, tmp_path / "adapter", str(source))
+    loaded = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
+    theirs = logits_of(tools, loaded, prompts)
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=TOLERANCE * np.abs(ours).max())
+    assert np.abs(values["logits"] - ours).max() > 0.1
 
 
 @pytest.mark.slow
