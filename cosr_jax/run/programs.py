@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,14 @@ def keep_programs() -> Path | None:
     Returns:
       The folder, None if there is none.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    settings: Any = jax.config  # whose attributes no type knows
+    if not settings.jax_enable_compilation_cache:
         return None
-    if jax.config.jax_compilation_cache_dir is None:
+    if settings.jax_compilation_cache_dir is None:
         # Programs for one CPU need not run on another that shares the home directory.
         folder = cache_dir() / f"programs-{_cpu()}"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-    return Path(jax.config.jax_compilation_cache_dir)
+        settings.update("jax_compilation_cache_dir", str(folder))
+    return Path(settings.jax_compilation_cache_dir)
 
 
 class CountedProgram:
@@ -47,7 +47,7 @@ class CountedProgram:
     def __init__(self, name: str, function: Any):
         self.compilations = 0
         self._name = name
-        self._function: Callable = function
+        self._function = function
         self._known: set[Any] = set()
 
     def __call__(self, *args: Any) -> Any:
