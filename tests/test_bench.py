@@ -77,6 +77,7 @@ def test_a_long_tail_is_the_same_work_on_both_sides(scratch):
     assert refilled["check"][0] < SIZES["tiny"].tail_limit
 
 
+@pytest.mark.slow
 def test_grpo_tells_rollout_and_training_apart(scratch):
     recorder = measure_ours("grpo", scratch)
     assert len(recorder.seconds) == 2

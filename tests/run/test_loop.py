@@ -323,8 +323,10 @@ def test_a_dead_verifier_is_no_score_of_zero(student, here, tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "method, call, what",
     [
-        ("diagnose", 1, "100% of the samples for the diagnosis"),
-        ("finish_round", 1, "100% of the validation tasks"),
+        pytest.param(
+            *("diagnose", 1, "100% of the samples for the diagnosis"), marks=pytest.mark.slow
+        ),
+        pytest.param(*("finish_round", 1, "100% of the validation tasks"), marks=pytest.mark.slow),
         ("practise", 2, "50% of the samples of the round"),
     ],
 )

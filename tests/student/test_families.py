@@ -106,7 +106,7 @@ def test_decoding_token_by_token_equals_transformers(name):
         at = 6 - pads[rows] + column
         new = jnp.asarray(prompts[rows, at])
         logits, cache = decode(
-            student.lora, student.base, cache, new, jnp.asarray(at), jnp.int32(column)
+            student.lora, student.base, cache, new, jnp.asarray(at), jnp.full(len(at), column)
         )
         assert_equal_logits(logits, wanted[rows, at])
 

@@ -201,7 +201,7 @@ os.makedirs("a/b"); open("a/b/c", "w").write("x"); os.symlink("/", "root"); open
     said = box.execute(look).said
     assert said.startswith("([], '/")
     if box.layer != "landlock":
-        assert said == "([], '/tmp')"
+        assert said.startswith("([], '/tmp")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ Each member is the first process of a PID namespace of its own, so that its end 
 that it started.  It stands in one of the server's places: a bind of the whole root with a small
 tmpfs of its own on /tmp.  Places are made once and used again, because mounting and unmounting
 waits for the kernel's grace periods; a place that was written to gets a new tmpfs.  Where Python
-itself lives below /tmp, it is shown again on top of that tmpfs.
+itself lives below /tmp, it is shown again on top of that tmpfs, and members start in a directory
+beside it, so that their own is always empty.
 """
 
 from __future__ import annotations
@@ -154,6 +155,14 @@ class NamespaceIsolation:
     def __init__(self, proc: int, visible: Sequence[str]):
         self._below_tmp = [path for path in visible if path.startswith("/tmp/")]
         self._untouched = _directories("/tmp", self._below_tmp)
+        self._start = "/tmp"
+        if self._below_tmp:
+            name = "work"
+            while name in self._untouched["/tmp"]:
+                name += "_"
+            self._start = f"/tmp/{name}"
+            self._untouched["/tmp"].add(name)
+            self._untouched[self._start] = set()
         self._pid_namespace = os.open("self/ns/pid", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc)
         self._sizes: dict[int, int] = {}  # MiB of the tmpfs of each place
         self._has_unshared = False
@@ -185,7 +194,7 @@ class NamespaceIsolation:
         # capabilities reach nothing outside; they go before the member runs.
         linux.unshare(linux.CLONE_NEWUSER)
         os.chroot(f"{PLACES}/{place}")
-        os.chdir("/tmp")
+        os.chdir(self._start)
 
     def clean(self, place: int) -> None:
         """In the server, when the member is gone: nothing that it wrote stays."""
