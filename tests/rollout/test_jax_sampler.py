@@ -282,7 +282,8 @@ def test_long_prompts_are_prefilled_some_at_a_time(traced, student, monkeypatch)
 
 def test_how_weights_lie_does_not_show(student, groups, prompts):
     engine = make_engine(student, max_prompt_tokens=48, max_rows=8, decoding_copy=False)
-    assert_same(engine.generate(prompts, 4, SAMPLED, seed=5), groups)
+    # Adapters beside their weights round otherwise than merged ones, in every layer and step.
+    assert_same(engine.generate(prompts, 4, SAMPLED, seed=5), groups, tolerance=1e-4)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.01), ("int8", 0.03)])
