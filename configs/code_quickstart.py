@@ -7,9 +7,9 @@ have other constants, words and combinations, split by hash.
 
 Takes: 4 minutes on 2 CPU cores, 3 GiB of memory at the least.
 Expected: 95% or more of 140 held-out functions after 31%.  Measured: 96% (seed 0: +65 points, 95%
-interval 56 to 74); with earlier samplers 96% (seed 1: +66, 58 to 74) and, with rounds=8, 98% (seed 0:
-+67, 59 to 75).  Of 30 functions of kinds that are never practised 20% passed after 13% (+7, -10 to
-+27).
+interval 56 to 74); with earlier samplers 96% (seed 1: +66, 58 to 74) and, with rounds=8, 98% (seed
+0: +67, 59 to 75).  Of 30 functions of kinds that are never practised 20% passed after 13% (+7, -10
+to +27).
 
     cosr train --config=configs/code_quickstart.py --workdir=runs/code_quickstart
     cosr train --config=configs/code_quickstart.py:seed=1 --workdir=runs/code_quickstart-1
