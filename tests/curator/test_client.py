@@ -9,11 +9,8 @@ import sys
 import threading
 import time
 
-import pytest
-
-pytest.importorskip("openai")
-
 import openai_server as server_acts
+import pytest
 from client_fixtures import REQUEST, SkippingClock, make_client, must_be_long, outcome
 from openai_server import OpenAiServer, after, answer, error, refused_url
 

@@ -5,11 +5,8 @@ import re
 import socket
 import time
 
-import pytest
-
-pytest.importorskip("openai")
-
 import openai_server as server_acts
+import pytest
 from client_fixtures import REQUEST, SkippingClock, make_client, must_be_long, outcome
 from openai_server import OpenAiServer, answer, completion, error, reply, reply_json
 

@@ -3,9 +3,6 @@
 import json
 
 import pytest
-
-pytest.importorskip("openai")
-
 from client_fixtures import make_client
 from openai_server import OpenAiServer, answer, error
 

@@ -4,9 +4,6 @@ import dataclasses
 import json
 
 import pytest
-
-pytest.importorskip("openai")
-
 from client_fixtures import REQUEST, make_client, must_be_long, outcome
 from openai_server import OpenAiServer, answer, error, refused_url
 
