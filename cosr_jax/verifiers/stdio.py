@@ -22,6 +22,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from types import FrameType
 
 from cosr_jax.config import VerifierConfig
 from cosr_jax.types import UserError, Verdict
@@ -77,7 +78,9 @@ class _Session:
     async def run(self) -> int:
         self._loop = asyncio.get_running_loop()
         self._main = asyncio.current_task()
-        self._loop.add_signal_handler(signal.SIGTERM, self._leave, 128 + signal.SIGTERM)
+        # Not add_signal_handler: it sends the signal through the pipe that wakes the loop, and one
+        # that finds the pipe full, of lines that were read while the loop was busy, is lost.
+        signal.signal(signal.SIGTERM, self._on_signal)
         self._front: Front = make_front(self._config)
         threading.Thread(target=self._write, daemon=True).start()
         try:
@@ -97,6 +100,10 @@ class _Session:
             await asyncio.gather(*self._cases, return_exceptions=True)
             await self._front.close()
         return self._exit_code
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._leave(128 + number)
+        self._call(lambda: None)  # wakes the loop
 
     def _leave(self, exit_code: int) -> None:
         self._exit_code = exit_code
