@@ -311,7 +311,7 @@ def test_damaged_messages_run_nothing(value, data):
         b"(\xff\xff\xff\x7f",  # more items than bytes
         b"s\x01\0\0\0\xff",  # no text
         b"B\x04\0\0\0eval",  # acts on the reader's process
-        b"m\x02\0\0\0os",  # no module for tests
+        b"m\x03\0\0\0pty",  # no module for tests
         b"M\x63\0\0\0",  # no such container
         b"Y\x63\0\0\0",  # no such object
         b"Q\x02\0\0\0i\x01\0\0\0\0\0\0\0i\0\0\0\0\0\0\0\0",  # 1/0

@@ -175,7 +175,7 @@ class Examiner(Peer):
             is_free = name == self._entry_point or not (
                 name.startswith("_")
                 or hasattr(builtins, name)
-                or (name in known.MODULE_NAMES and type(value) is not types.ModuleType)
+                or (name in known.MODULE_NAMES and not known.is_module_called(value, name))
             )
             is_ours = name in self._bound and self._space.get(name) is not self._bound[name]
             if is_free and not is_ours:

@@ -28,14 +28,17 @@ _ACTING = frozenset(_ACTING_NAMES.split())
 
 #: Modules that the student's names may stand for; tests then use T's own.
 _MODULE_LIST = """
-    array bisect cmath collections collections.abc copy dataclasses datetime decimal enum fractions
-    functools heapq itertools json math numpy numpy.linalg numpy.testing operator random re
-    statistics string time types typing
+    abc array base64 binascii bisect calendar cmath collections collections.abc contextlib copy
+    dataclasses datetime decimal enum fractions functools hashlib heapq html inspect io itertools
+    json math numbers numpy numpy.linalg numpy.testing operator os pprint queue random re statistics
+    string struct sys textwrap time traceback types typing unicodedata uuid warnings zlib
 """
 MODULES = frozenset(_MODULE_LIST.split())
 
-#: Names that tests expect to be modules: the student's objects never take them.
-MODULE_NAMES = frozenset(sys.stdlib_module_names) | {"np", "numpy", "jnp", "jax", "pytest", "pd"}
+#: Short names that everybody gives to a module.
+_SHORT = {"np": "numpy", "jnp": "jax.numpy", "pd": "pandas"}
+#: Names that tests expect to be modules: nothing else of the student's ever takes them.
+MODULE_NAMES = frozenset(sys.stdlib_module_names) | {*_SHORT, "numpy", "jax", "pytest"}
 
 _METHOD_OWNERS = (bytes, complex, dict, float, frozenset, int, list, set, str, tuple)
 _OTHER_TYPES = (
@@ -133,6 +136,16 @@ def prepare_libraries(source: str) -> None:
     """Sets what libraries that ``source`` mentions need inside a sandbox."""
     if "jax" in source:  # it would look for accelerators that are out of reach, and may abort
         os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def is_module_called(value: Any, name: str) -> bool:
+    """Whether ``value`` is the module that is customarily imported as ``name``.
+
+    ``import numpy as math`` would lend tests a more lenient ``isclose``.
+    """
+    if type(value) is not types.ModuleType:
+        return False
+    return value.__name__ == _SHORT.get(name, name) or value.__name__.endswith(f".{name}")
 
 
 def module(name: str) -> types.ModuleType:
