@@ -6,9 +6,10 @@ right stops the learning; neither shows in its own figures.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
-import time
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -45,11 +46,15 @@ class Canary:
 
 
 class CanaryWatch:
-    """A verifier that adds canaries of the domains at hand to every ``every``-th batch.
+    """A verifier that adds canaries to what it judges: with the first case of a domain, and again
+    after every ``every`` of the domain's cases.
+
+    How often a domain is checked thus depends on how many of its cases came, not on how they were
+    divided into calls or in which order these came.  May be called by several threads at once.
 
     Args:
       verifier: who judges.
-      every: batches between checks, the first batch is one; 0 never checks.
+      every: cases between checks; 0 never checks.
       accept: forms of a maths answer that count.
       folder: where ``FAILURE_FILE`` goes.
     """
@@ -57,8 +62,8 @@ class CanaryWatch:
     def __init__(self, verifier: Verifier, every: int, accept: Sequence[str], folder: Path):
         self._verifier, self._every = verifier, every
         self._accept, self._folder = accept, folder
-        self._batches = 0
-        self.seconds = 0.0  # that callers waited for verdicts
+        self._counts: collections.Counter[str] = collections.Counter()  # cases, by domain
+        self._lock = threading.Lock()
 
     def judge(self, cases: Sequence[tuple[Task, Completion]]) -> list[Verdict]:
         """One verdict for each case, in order.
@@ -66,13 +71,8 @@ class CanaryWatch:
         Raises:
           UserError: a canary was judged wrongly.  A canary that could not be judged says nothing.
         """
-        is_due = self._every > 0 and self._batches % self._every == 0
-        self._batches += 1
-        if not is_due:
-            return self._judge(cases)
-        domains = sorted({task.domain for task, _ in cases})
-        birds = [canary for domain in domains for canary in canaries(domain, self._accept)]
-        verdicts = self._judge([*cases, *((bird.task, bird.completion) for bird in birds)])
+        birds = [canary for domain in self._due(cases) for canary in canaries(domain, self._accept)]
+        verdicts = self._verifier.judge([*cases, *((bird.task, bird.completion) for bird in birds)])
         for canary, verdict in zip(birds, verdicts[len(cases) :], strict=True):
             self._check(canary, verdict)
         return verdicts[: len(cases)]
@@ -81,11 +81,16 @@ class CanaryWatch:
         """Closes the verifier."""
         self._verifier.close()
 
-    def _judge(self, cases: Sequence[tuple[Task, Completion]]) -> list[Verdict]:
-        began = time.monotonic()
-        verdicts = self._verifier.judge(cases)
-        self.seconds += time.monotonic() - began
-        return verdicts
+    def _due(self, cases: Sequence[tuple[Task, Completion]]) -> list[Domain]:
+        """The domains to be checked with these cases, which are counted."""
+        if not self._every:
+            return []
+        came = collections.Counter(task.domain for task, _ in cases)
+        with self._lock:
+            before = {domain: self._counts[domain] for domain in came}
+            self._counts.update(came)
+        # Case n of a domain brings a check where n is a multiple of ``every``, counted from 0.
+        return [d for d in sorted(came) if -before[d] % self._every < came[d]]
 
     def _check(self, canary: Canary, verdict: Verdict) -> None:
         expected = Outcome.PASS if canary.passes else Outcome.FAIL

@@ -43,5 +43,5 @@ Whose fault
 
 What tests cannot do
   See the program's changes to a class that they define (class decorators that add methods), patch
-  builtins for the program (``input``), or pickle its objects.
+  builtins for the program (``input``), share files or databases with it, or pickle its objects.
 """
