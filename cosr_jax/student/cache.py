@@ -113,9 +113,16 @@ def _write_layers(stack: Stack, new: jax.Array, column: jax.Array, vectors: int)
         return at.set(jnp.squeeze(new, columns))
 
     if isinstance(stack, tuple):
+        # The numbers are kept from becoming part of the programs, of which one then serves all
+        # layers, where else each would have its own, and take its time to compile.
+        numbers = jax.lax.optimization_barrier(tuple(jnp.uint32(i) for i in range(len(stack))))
         return tuple(
-            jax.tree.map(sweep, old, pack(one, old, vectors))
-            for old, one in zip(stack, new, strict=True)
+            jax.tree.map(
+                sweep,
+                old,
+                pack(jax.lax.dynamic_index_in_dim(new, number, keepdims=False), old, vectors),
+            )
+            for old, number in zip(stack, numbers, strict=True)
         )
     return jax.tree.map(jax.vmap(scatter), stack, pack(new, stack, vectors))
 
