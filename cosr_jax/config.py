@@ -320,7 +320,9 @@ class VerifierConfig:
     )
     recycle_after: int = setting(1000, "cases after which a worker process is replaced", low=1)
     canary_every: int = setting(
-        16, "batches between checks with cases whose verdicts are known; 0: never", low=0
+        1024,
+        "cases of a domain between checks with cases whose verdicts are known; 0: never",
+        low=0,
     )
     url: str = setting(
         "", "a cosr verifier-serve to judge, e.g. http://127.0.0.1:8600; empty: here"

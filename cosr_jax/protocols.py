@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from cosr_jax.types import (
     AdmissionResult,
     Completion,
     Diagnosis,
+    Finished,
     Plan,
     RolloutGroup,
     SamplingParams,
@@ -115,13 +116,21 @@ class RolloutEngine(Protocol):
         num_generations: int,
         sampling: SamplingParams,
         seed: int,
+        on_finished: Callable[[Finished], bool] | None = None,
     ) -> list[tuple[Completion, ...]]:
-        """``num_generations`` completions of each prompt (token ids), in the prompts' order."""
+        """``num_generations`` completions of each prompt (token ids), in the prompts' order.
+
+        ``on_finished`` may be told of completions before all are known, in whatever order they end;
+        where it answers True, nobody wants the other samples of the prompt any more.
+        """
         ...
 
 
 class Verifier(Protocol):
-    """Judges completions; the same input always gives the same outcome and reward."""
+    """Judges completions; the same input always gives the same outcome and reward.
+
+    ``judge`` may be called by several threads at once.
+    """
 
     def judge(self, cases: Sequence[tuple[Task, Completion]]) -> list[Verdict]:
         """One verdict for each case, in order."""

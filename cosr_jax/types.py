@@ -204,6 +204,15 @@ class Completion:
 
 
 @dataclasses.dataclass(frozen=True)
+class Finished:
+    """A completion of a rollout, as soon as it is known."""
+
+    prompt: int  # number of its prompt in the call
+    sample: int  # number among the prompt's samples
+    completion: Completion
+
+
+@dataclasses.dataclass(frozen=True)
 class Verdict:
     """One verifier's answer about one completion."""
 

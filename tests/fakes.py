@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from cosr_jax.types import (
     Completion,
+    Finished,
     Outcome,
     SamplingParams,
     Task,
@@ -32,7 +33,10 @@ class FakeChat:
 
 
 class FakeEngine:
-    """Answers each prompt with ``answer(prompt, sample number, seed)``; remembers its calls."""
+    """Answers each prompt with ``answer(prompt, sample number, seed)``; remembers its calls.
+
+    What is finished first comes last in the call.
+    """
 
     def __init__(self, answer: Callable[[str, int, int], str]):
         self._answer, self._chat = answer, FakeChat()
@@ -47,6 +51,7 @@ class FakeEngine:
         num_generations: int,
         sampling: SamplingParams,
         seed: int,
+        on_finished: Callable[[Finished], bool] | None = None,
     ) -> list[tuple[Completion, ...]]:
         texts = [self._chat.decode(prompt) for prompt in prompts]
         self.calls.append((tuple(texts), num_generations, sampling, seed))
@@ -56,10 +61,15 @@ class FakeEngine:
             reason = "stop" if ids[-1] == 0 else "length"
             return Completion(ids, (-1.0,) * len(ids), self._chat.decode(ids), reason)
 
-        return [
+        groups = [
             tuple(completion(self._answer(text, i, seed)) for i in range(num_generations))
             for text in texts
         ]
+        if on_finished is not None:
+            for prompt, group in reversed(list(enumerate(groups))):
+                for sample, done in reversed(list(enumerate(group))):
+                    assert not on_finished(Finished(prompt, sample, done))
+        return groups
 
 
 class FakeVerifier:

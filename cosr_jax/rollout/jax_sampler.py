@@ -8,7 +8,6 @@ call serves training and evaluation.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 
@@ -25,20 +24,11 @@ from cosr_jax.rollout.prompts import PromptStore
 from cosr_jax.rollout.schedule import Layout, Schedule
 from cosr_jax.student.model import Student, merge
 from cosr_jax.student.unstacked import unstack
-from cosr_jax.types import Completion, SamplingParams, UserError
+from cosr_jax.types import Completion, Finished, SamplingParams, UserError
 
 #: Slots are refilled, and completions handed over, when this share of them has ended: less often,
 #: and slots stand idle; more often, and the device waits for the host.
 _REFILL_SHARE = 1 / 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """A completion, as soon as it is known."""
-
-    prompt: int  # number of its prompt in the call
-    sample: int  # number among the prompt's samples
-    completion: Completion
 
 
 class JaxSampler:

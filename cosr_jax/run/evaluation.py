@@ -8,6 +8,7 @@ from typing import Any
 
 from cosr_jax.protocols import ChatTokenizer, RolloutEngine, Verifier
 from cosr_jax.run.adapter import Adapter
+from cosr_jax.run.judging import JudgeClock, Judging
 from cosr_jax.types import Completion, Outcome, SamplingParams, Task, Verdict
 
 
@@ -61,30 +62,23 @@ def measure(
     """Answers every task greedily (pass@1) and judges the answers; an adapter looks at them again.
 
     The same weights and tasks give the same result: nothing is drawn, and tasks are answered in
-    their given order.
+    their given order.  An answer is judged while others are still decoded.
     """
-    completions = answer_greedily(tasks, engine, tokenizer, max_new_tokens)
-    cases = list(zip(tasks, completions, strict=True))
-    verdicts = verifier.judge(cases)
+    prompts = [tokenizer.encode_prompt(task.prompt) for task in tasks]
+    greedy = SamplingParams(max_new_tokens, temperature=0.0)
+    with Judging(verifier, tasks, 1, JudgeClock()) as judging:
+        answers = engine.generate(prompts, 1, greedy, 0, judging.note)
+        verdicts = [verdict for (verdict,) in judging.verdicts(answers)]
+    completions = [completion for (completion,) in answers]
     result = _result(completions, verdicts)
     if adapter is None:
         return result
+    cases = list(zip(tasks, completions, strict=True))
     adapted = tuple(v.outcome is Outcome.PASS for v in adapter.adapt(cases, verdicts))
     return dataclasses.replace(result, adapted=adapted)
 
 
-def answer_greedily(
-    tasks: Sequence[Task], engine: RolloutEngine, tokenizer: ChatTokenizer, max_new_tokens: int
-) -> list[Completion]:
-    """One greedy completion of each task."""
-    prompts = [tokenizer.encode_prompt(task.prompt) for task in tasks]
-    greedy = SamplingParams(max_new_tokens, temperature=0.0)
-    return [group[0] for group in engine.generate(prompts, 1, greedy, seed=0)]
-
-
 def _result(completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> ProbeResult:
-    if len(verdicts) != len(completions):
-        raise ValueError(f"{len(verdicts)} verdicts for {len(completions)} completions")
     return ProbeResult(
         judged=tuple(v.outcome is not Outcome.ERROR for v in verdicts),
         strict=tuple(v.outcome is Outcome.PASS for v in verdicts),

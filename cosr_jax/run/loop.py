@@ -29,6 +29,7 @@ from cosr_jax.run import convergence
 from cosr_jax.run.adapter import Adapter
 from cosr_jax.run.checkpoint import CheckpointStore
 from cosr_jax.run.evaluation import ProbeResult, measure
+from cosr_jax.run.judging import JudgeClock
 from cosr_jax.run.laboratory import Laboratory
 from cosr_jax.run.logbook import Logbook
 from cosr_jax.run.practice import (
@@ -125,6 +126,7 @@ class Run:
         self.watch = CanaryWatch(
             rooms.verifier, config.verifier.canary_every, config.verifier.accept, files.samples
         )
+        self.judge_clock = JudgeClock()
         self.state = LoopState()
         self.arrays = init_state(copy_state(rooms.student.lora), config.train, rooms.mesh)
         self._saved_step = -1
@@ -239,7 +241,8 @@ class Run:
 
     def take_step(self, plan: Plan) -> None:
         """One batch and its optimizer step(s), logged."""
-        state, started, judge_s = self.state, time.monotonic(), self.watch.seconds
+        state, started, clock = self.state, time.monotonic(), self.judge_clock
+        busy_s, waited_s = clock.busy_s, clock.waited_s
         groups: list[RolloutGroup] = []
         metrics: dict[str, float] = {}
         if plan.algorithm == "grpo":
@@ -256,9 +259,13 @@ class Run:
             state.tally.updates_on_samples += 1
         timing = {
             "rollout_s": rollout_s,
-            "judge_s": self.watch.seconds - judge_s,
+            "judge_s": clock.waited_s - waited_s,
             "step_s": time.monotonic() - started,
         }
+        if groups:
+            timing["judge_busy_s"] = clock.busy_s - busy_s
+            if timing["judge_busy_s"] > 0:
+                timing["judge_hidden"] = max(0.0, 1 - timing["judge_s"] / timing["judge_busy_s"])
         row = self.logbook.step(state, plan, groups, metrics, timing, self.rooms.verifier.stats())
         self.progress.step(row)
         self.note_opinions()
@@ -477,6 +484,7 @@ class Run:
             self.watch,
             seed,
             adapter,
+            self.judge_clock,
         )
         self.state.generated_tokens += sum(len(c.token_ids) for g in groups for c in g.completions)
         return groups

@@ -10,6 +10,7 @@ import numpy as np
 
 from cosr_jax.protocols import ChatTokenizer, RolloutEngine, TaskSource, Verifier
 from cosr_jax.run.adapter import Adapter
+from cosr_jax.run.judging import JudgeClock, Judging
 from cosr_jax.tasks.admission import Admission
 from cosr_jax.tasks.replay import ReplayBuffer
 from cosr_jax.types import (
@@ -107,22 +108,25 @@ def sample_groups(
     verifier: Verifier,
     seed: int,
     adapter: Adapter | None = None,
+    clock: JudgeClock | None = None,
 ) -> list[RolloutGroup]:
     """Answers each task ``num_generations`` times and judges every answer.
 
-    With an ``adapter`` its verdicts count.
+    A group is judged as soon as it is complete, while others are still decoded.  With an
+    ``adapter`` its verdicts count, and ``clock`` measures the judging.
     """
+    size = num_generations
     prompts = [tokenizer.encode_prompt(task.prompt) for task in tasks]
-    completions = engine.generate(prompts, num_generations, sampling, seed)
+    with Judging(verifier, tasks, size, clock or JudgeClock()) as judging:
+        completions = engine.generate(prompts, size, sampling, seed, judging.note)
+        verdicts = [verdict for group in judging.verdicts(completions) for verdict in group]
     groups = [
         RolloutGroup(task, tuple(prompt), group)
         for task, prompt, group in zip(tasks, prompts, completions, strict=True)
     ]
-    cases = [(group.task, completion) for group in groups for completion in group.completions]
-    verdicts = verifier.judge(cases)
     if adapter is not None:
+        cases = [(group.task, completion) for group in groups for completion in group.completions]
         verdicts = adapter.adapt(cases, verdicts)
-    size = num_generations
     return [g.judged(verdicts[i * size : (i + 1) * size]) for i, g in enumerate(groups)]
 
 

@@ -1,9 +1,11 @@
 import dataclasses
+import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fakes import FakeVerifier
 from rollout_fixtures import (
     NumberChat,
     log_softmax,
@@ -16,6 +18,7 @@ from rollout_fixtures import (
 from cosr_jax.config import MeshConfig, TrainConfig
 from cosr_jax.rollout import prompts as prompts_module
 from cosr_jax.rollout import slots
+from cosr_jax.run.practice import sample_groups
 from cosr_jax.sharding import make_mesh
 from cosr_jax.train.batching import batch_shape, grpo_batch
 from cosr_jax.train.step import make_logprobs_fn
@@ -324,6 +327,50 @@ def test_completions_are_handed_over_as_they_end(pairs, groups, prompts, monkeyp
     # Most are told of while others are decoded.
     last_decode = max(i for i, event in enumerate(events) if event is None)
     assert sum(event is not None for event in events[:last_decode]) >= 10
+
+
+class WhileDecoding:
+    """A sampler that goes on after the first whole group only once judging has begun."""
+
+    def __init__(self, sampler, begun):
+        self.sampler, self.begun = sampler, begun
+        self.left = None  # when judging was seen to have begun, how many completions were to come
+
+    def generate(self, prompts, num_generations, sampling, seed, on_finished):
+        told = [0] * len(prompts)
+
+        def telling(finished):
+            answer = on_finished(finished)
+            told[finished.prompt] += 1
+            if num_generations in told and self.left is None:
+                assert self.begun.wait(60)  # for ever, if it began after the end of decoding
+                self.left = len(prompts) * num_generations - sum(told)
+            return answer
+
+        return self.sampler.generate(prompts, num_generations, sampling, seed, telling)
+
+
+def test_groups_are_judged_while_others_are_decoded(pairs, prompts):
+    begun = threading.Event()
+
+    class Beginning(FakeVerifier):
+        def judge(self, cases):
+            begun.set()
+            return [Verdict(Outcome.PASS, len(c.token_ids) / 100) for _, c in cases]
+
+    tasks = [
+        Task("math", "s", 0.0, " ".join(map(str, prompt)), "1", f"{n}")
+        for n, prompt in enumerate(prompts)
+    ]
+    engine, chat = WhileDecoding(pairs, begun), NumberChat(304)
+    groups = sample_groups(tasks, 4, SAMPLED, engine, chat, Beginning(), seed=5)
+    assert engine.left >= 4
+    serial = pairs.generate(prompts, 4, SAMPLED, seed=5)
+    assert [group.completions for group in groups] == serial  # to the last bit
+    assert [group.task for group in groups] == tasks
+    for group in groups:
+        lengths = [len(completion.token_ids) for completion in group.completions]
+        assert [verdict.reward for verdict in group.verdicts] == [n / 100 for n in lengths]
 
 
 def test_a_group_ends_on_request(pairs, groups, prompts):

@@ -62,7 +62,7 @@ def test_a_missing_verdict_is_no_shorter_result():
             return super().judge(cases)[:-1]
 
     engine = FakeEngine(lambda prompt, sample, seed: "[0]")
-    with pytest.raises(ValueError, match="4 verdicts for 5 completions"):
+    with pytest.raises(ValueError, match="0 verdicts for 1 completions"):
         measure(TASKS, engine, FakeChat(), Short(), 5)
 
 

@@ -1,7 +1,10 @@
 """Canaries are judged as they must be, and a verifier that misjudges one stops the run."""
 
+import collections
 import importlib.util
 import json
+import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -70,14 +73,30 @@ def test_maths_canaries_are_written_in_a_form_that_counts(form):
     assert [v.outcome is Outcome.PASS for v in verdicts] == [c.passes for c in birds]
 
 
-def test_every_nth_batch_has_the_canaries_of_its_domains(tmp_path):
+def test_a_domain_is_checked_with_its_first_case_and_after_every_nth(tmp_path):
     fake = Fake()
-    watch = CanaryWatch(fake, 3, ("boxed",), tmp_path)
-    for n in range(7):
-        assert watch.judge([case("code" if n == 3 else "math")] * 2) == [FAIL] * 2
+    watch = CanaryWatch(fake, 5, ("boxed",), tmp_path)
+    for domain in ("math", "math", "code", "math", "math", "code", "math"):
+        assert watch.judge([case(domain)] * 2) == [FAIL] * 2
     sizes = [len(batch) - 2 for batch in fake.batches]
     math, code = len(canaries("math")), len(canaries("code"))
-    assert sizes == [math, 0, 0, code, 0, 0, math]
+    assert sizes == [math, 0, code, math, 0, 0, 0]  # the sixth case of maths, not of code
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_how_often_a_domain_is_checked_does_not_depend_on_the_order_of_calls(tmp_path, seed):
+    calls = [["math"] * 4] * 8 + [["code"] * 4] * 5 + [["code", "math"]] * 3
+    random.Random(seed).shuffle(calls)
+    fake = Fake()
+    watch = CanaryWatch(fake, 6, ("boxed",), tmp_path)
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(watch.judge, [case(d) for d in call]) for call in calls]:
+            done.result()
+    birds = collections.Counter(
+        task.domain for batch in fake.batches for task, _ in batch if task.key != "key"
+    )
+    # 35 cases of maths: with the first, seventh, ... thirty-first; 23 of code.
+    assert birds == {"math": 6 * len(canaries("math")), "code": 4 * len(canaries("code"))}
 
 
 def test_canaries_can_be_switched_off(tmp_path):
