@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from train_fixtures import LORA, grpo_rows, sft_rows, tiny_student
+from train_fixtures import LORA, compiled_step, grpo_rows, sft_rows, tiny_student
 
 from cosr_jax.config import GrpoConfig, MeshConfig, StudentConfig, TrainConfig
 from cosr_jax.sharding import make_mesh
@@ -41,13 +42,18 @@ def relative(a, b):
 
 def gradient_of(state):
     """The clipped gradient of the first step, from Adam's first moment."""
-    return jax.tree.map(lambda m: m / 0.1, optax.tree_utils.tree_get(state.opt_state, "mu"))
+    moment = optax.tree_utils.tree_get(state.opt_state, "mu")
+    return jax.tree.map(lambda m: np.asarray(m) / np.float32(0.1), moment)
+
+
+def moved(after, before):
+    return jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), after, before)
 
 
 def take_steps(objective, rows, microbatch, mesh=None, steps=1, rate=1e-3):
     student = tiny_student(mesh)
     train = dataclasses.replace(TRAIN, microbatch_size=microbatch)
-    step = make_train_step(student, objective, train, mesh)
+    step = compiled_step(objective, train, mesh)
     state = start(student, train, mesh)
     for _ in range(steps):
         state, metrics = step(state, student.base, rows(8, microbatch, batch_shards(mesh)), rate)
@@ -69,10 +75,8 @@ def test_accumulation_over_any_number_of_microbatches_is_the_same_update(size, u
     whole, metrics = unsharded["grpo"]
     split, split_metrics = take_steps(GRPO, grpo_rows, size)
     assert relative(gradient_of(split), gradient_of(whole)) <= 1e-5
-    update, split_update = (
-        jax.tree.map(jnp.subtract, state.lora, before) for state in (whole, split)
-    )
-    assert relative(split_update, update) <= 1e-5
+    update = moved(whole.lora, before)
+    assert relative(moved(split.lora, before), update) <= 1e-5
     for name, value in metrics.items():
         np.testing.assert_allclose(split_metrics[name], value, rtol=1e-4, err_msg=name)
 
@@ -128,21 +132,23 @@ def test_the_logprobs_program_is_the_same_on_a_mesh():
 
 
 def test_the_gradient_equals_that_of_a_dense_loss_over_the_merged_student():
-    student, batch = tiny_student(), sft_rows(4)
+    student, batch = tiny_student(), jax.tree.map(np.asarray, sft_rows(4))
 
+    @jax.jit
+    @jax.value_and_grad
     def dense_loss(lora):
         module = merge(student.graphdef, lora, student.base)
         total = 0.0
         for row in range(batch.rows):  # each row alone: neither padding nor batching
             prompt = batch.prompt_tokens[row][batch.prompt_mask[row]]
             completion = batch.completion_tokens[row][batch.completion_mask[row]]
-            tokens = jnp.concatenate([prompt, completion])[None]
+            tokens = np.concatenate([prompt, completion])[None]
             hidden = module(tokens, jnp.arange(tokens.shape[1])[None], jnp.ones_like(tokens))
             logprobs = jax.nn.log_softmax(module.logits(hidden))[0, prompt.size - 1 : -1]
             total -= jnp.take_along_axis(logprobs, completion[:, None], axis=1).sum()
         return total / batch.completion_mask.sum()
 
-    loss, gradient = jax.value_and_grad(dense_loss)(student.lora)
+    loss, gradient = dense_loss(student.lora)
     train = dataclasses.replace(TRAIN, clip_norm=1e9, microbatch_size=2)
     step = make_train_step(student, SftObjective(), train)
     state, metrics = step(start(student, train), student.base, sft_rows(4, 2), 1e-3)
@@ -153,7 +159,7 @@ def test_the_gradient_equals_that_of_a_dense_loss_over_the_merged_student():
 
 def test_the_first_grpo_step_is_on_policy_and_the_reference_is_the_student_without_adapters():
     student, batch = tiny_student(), grpo_rows(8)
-    step = make_train_step(student, GRPO, TRAIN)
+    step = compiled_step(GRPO, TRAIN)
     module = merge(student.graphdef, student.lora, student.base)
     prompts, reals = (
         jnp.repeat(x, batch.group, axis=0) for x in (batch.prompt_tokens, batch.prompt_mask)
@@ -163,12 +169,13 @@ def test_the_first_grpo_step_is_on_policy_and_the_reference_is_the_student_witho
     positions = jnp.maximum(jnp.cumsum(mask, 1) - 1, 0)
     prompt = batch.prompt_tokens.shape[1]
 
+    @functools.partial(jax.jit, static_argnames="adapters")
     def chosen(adapters):
         logits = module.logits(module(tokens, positions, mask, adapters)) / GRPO.temperature
         logprobs = jax.nn.log_softmax(logits)[:, prompt - 1 : -1]
         return jnp.take_along_axis(logprobs, batch.completion_tokens[..., None], -1)[..., 0]
 
-    difference = np.asarray(chosen(False) - chosen(True), np.float64)[batch.completion_mask]
+    difference = np.asarray(chosen(adapters=False) - chosen(adapters=True), np.float64)[batch.completion_mask]
     _, metrics = step(start(student), student.base, batch, 1e-3)
     assert metrics["ratio/max"] == 1.0
     assert metrics["clip_ratio/region_mean"] == 0.0
@@ -181,7 +188,7 @@ def test_a_second_update_on_one_batch_sees_the_first_ones_policy_as_old():
     student, batch = tiny_student(), grpo_rows(8)
     old, _ = make_logprobs_fn(student, TRAIN, GRPO.temperature)(student.lora, student.base, batch)
     batch = dataclasses.replace(batch, old_logprobs=old)
-    step = make_train_step(student, GRPO, TRAIN)
+    step = compiled_step(GRPO, TRAIN)
     state, first = step(start(student), student.base, batch, 1e-2)
     _, second = step(state, student.base, batch, 1e-2)
     np.testing.assert_allclose(first["ratio/max"], 1.0, atol=1e-4)
@@ -191,7 +198,7 @@ def test_a_second_update_on_one_batch_sees_the_first_ones_policy_as_old():
 def test_adapters_train_and_the_base_keeps_every_bit():
     student = tiny_student()
     base = jax.tree.map(np.array, student.base)
-    step = make_train_step(student, SftObjective(), TRAIN)
+    step = compiled_step(SftObjective(), TRAIN)
     state, losses = start(student), []
     for _ in range(20):
         state, metrics = step(state, student.base, sft_rows(8), 1e-2)
@@ -209,7 +216,7 @@ def test_adapters_train_and_the_base_keeps_every_bit():
 
 def test_a_nonfinite_update_is_skipped_and_counted():
     student = tiny_student()
-    step = make_train_step(student, GRPO, TRAIN)
+    step = compiled_step(GRPO, TRAIN)
     good = grpo_rows(8)
     bad = dataclasses.replace(good, advantages=good.advantages.at[0].set(jnp.nan))
     state, _ = step(start(student), student.base, good, 1e-3)
@@ -253,7 +260,7 @@ def test_padding_rows_and_unvisited_microbatches_change_nothing():
     padded = jax.tree.map(
         lambda x: jnp.pad(x, [(0, 4)] + [(0, 0)] * (x.ndim - 1)) if x.ndim else x, few
     )
-    step = make_train_step(student, SftObjective(), train)
+    step = compiled_step(SftObjective(), train)
     exact, _ = step(start(student, train), student.base, few, 1e-3)
     early, _ = step(start(student, train), student.base, padded, 1e-3)
     visited = dataclasses.replace(padded, num_microbatches=jnp.int32(4))
@@ -269,28 +276,32 @@ def test_the_learning_rate_scales_the_update_and_decay_is_adamws():
 
     def update(rate):
         state, _ = step(start(student, train), student.base, sft_rows(8), rate)
-        return jax.tree.map(jnp.subtract, state.lora, student.lora)
+        return gradient_of(state), moved(state.lora, student.lora)
 
-    np.testing.assert_allclose(flat(update(2e-2)), 2 * flat(update(1e-2)), rtol=1e-3, atol=1e-6)
+    gradient, change = update(1e-2)
+    np.testing.assert_allclose(flat(update(2e-2)[1]), 2 * flat(change), rtol=1e-3, atol=1e-6)
     theirs = optax.chain(
         optax.clip_by_global_norm(train.clip_norm), optax.adamw(1e-2, weight_decay=0.1)
     )
-    state, _ = step(start(student, train), student.base, sft_rows(8), 1e-2)
-    updates, _ = theirs.update(gradient_of(state), theirs.init(student.lora), student.lora)
-    assert relative(jax.tree.map(jnp.subtract, state.lora, student.lora), updates) < 1e-3
+    updates, _ = jax.jit(theirs.update)(gradient, theirs.init(student.lora), student.lora)
+    assert relative(change, updates) < 1e-3
 
 
 def test_dropout_draws_anew_each_step_and_repeats_with_its_seed():
     student = tiny_student(lora=dataclasses.replace(LORA, dropout=0.5))
-    losses = []
-    for seed in (None, 0, 0, 1):
-        step = make_train_step(student, SftObjective(), TRAIN, dropout_seed=seed)
+
+    def two_losses(step):
         state, first = step(start(student), student.base, sft_rows(8), 0.0)
         _, second = step(state, student.base, sft_rows(8), 0.0)
-        losses.append((float(first["loss"]), float(second["loss"])))
-    assert losses[0][0] == losses[0][1]
-    assert losses[1] == losses[2]
-    assert len({losses[0][0], *losses[1], *losses[3]}) == 5
+        return float(first["loss"]), float(second["loss"])
+
+    none, zero, one = (
+        make_train_step(student, SftObjective(), TRAIN, dropout_seed=seed) for seed in (None, 0, 1)
+    )
+    off, on, other = two_losses(none), two_losses(zero), two_losses(one)
+    assert off[0] == off[1]
+    assert two_losses(zero) == on
+    assert len({off[0], *on, *other}) == 5
 
 
 @pytest.mark.parametrize(

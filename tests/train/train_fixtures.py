@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from cosr_jax.config import LoraConfig, StudentConfig
+from cosr_jax.config import LoraConfig, StudentConfig, TrainConfig
 from cosr_jax.student.lora import init_lora
 from cosr_jax.student.model import ModelConfig, Student, abstract_student, random_base
 from cosr_jax.train.batching import TrainBatch, batch_shape, grpo_batch, sft_batch
+from cosr_jax.train.losses import GrpoObjective, SftObjective
+from cosr_jax.train.step import make_train_step
 from cosr_jax.types import Completion, Outcome, RolloutGroup, Task, Verdict
 
 TINY = ModelConfig(
@@ -28,14 +32,26 @@ TINY = ModelConfig(
 LORA = LoraConfig(rank=4, alpha=8.0)
 
 
+@functools.cache
 def tiny_student(mesh: Mesh | None = None, seed: int = 0, lora: LoraConfig = LORA) -> Student:
-    """A float32 student with random weights whose adapters already differ from zero."""
+    """A float32 student with random weights whose adapters already differ from zero.
+
+    One for all tests: whoever donates its adapters copies them first.
+    """
     abstract = abstract_student(TINY, StudentConfig(), lora)
     base = random_base(abstract.base, seed, mesh)
     # A larger base moves predictions away from uniform.  Much larger (x8) saturates the attention,
     # whose gradient then cancels to four digits in float32, whatever the program.
     base = jax.tree.map(lambda x: x * 3 if x.ndim > 1 else x, base)
     return Student(TINY, abstract.graphdef, stirred(init_lora(abstract.lora, seed, mesh)), base)
+
+
+@functools.cache
+def compiled_step(
+    objective: SftObjective | GrpoObjective, train: TrainConfig, mesh: Mesh | None = None
+) -> jax.stages.Wrapped:
+    """The tiny student's step: tests that need the same program share it."""
+    return make_train_step(tiny_student(mesh), objective, train, mesh)
 
 
 def stirred(lora: nnx.State, scale: float = 0.05) -> nnx.State:
