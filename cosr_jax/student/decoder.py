@@ -25,6 +25,7 @@ from cosr_jax.student.lora import adapted_names
 from cosr_jax.student.mlp import Mlp
 from cosr_jax.student.moe import ExpertLinear, Moe, chosen_experts
 from cosr_jax.student.names import linear_layers, linear_names
+from cosr_jax.student.routing import RouterLoad, no_load
 from cosr_jax.student.shape import ModelConfig
 from cosr_jax.student.unstacked import choose_layer, split_stacked
 from cosr_jax.types import UserError
@@ -87,19 +88,30 @@ class Block(nnx.Module):
         attended, kv = self.attn(self.attn_norm(x), context, layer, keys[:4], attend)
         attended = checkpoint_name(attended, "attention")
         x = x + (self.attn_post_norm(attended) if self.post_norms else attended)
-        fed = self._feed(self.mlp_norm(x), context, layer, keys[4:])
-        return x + (self.mlp_post_norm(fed) if self.post_norms else fed), kv
+        fed, load = self._feed(self.mlp_norm(x), context, layer, keys[4:])
+        return x + (self.mlp_post_norm(fed) if self.post_norms else fed), kv, load
 
-    def _feed(self, x, context: LayerContext, layer: LayerKind, keys: list[Any]) -> jax.Array:
+    def _feed(
+        self, x, context: LayerContext, layer: LayerKind, keys: list[Any]
+    ) -> tuple[jax.Array, RouterLoad | None]:
+        def mix(x):
+            # The count computes the router's numbers once more, outside the experts' exchange
+            # between chips; on one chip the compiler sees that they are the same.
+            load = None
+            if context.counts is not None:
+                tokens = x.reshape(-1, x.shape[-1])
+                load = self.moe.router.load(tokens, context.counts.reshape(-1))
+            return self.moe(x, context, layer), load
+
+        def feed(x):
+            load = None
+            if context.counts is not None:
+                load = no_load(self.moe.config.num_experts)
+            return self.mlp(x, context, keys), load
+
         if not self.is_mixed:
-            has_experts = hasattr(self, "moe")
-            return self.moe(x, context, layer) if has_experts else self.mlp(x, context, keys)
-        return jax.lax.cond(
-            layer.is_sparse,
-            lambda x: self.moe(x, context, layer),
-            lambda x: self.mlp(x, context, keys),
-            x,
-        )
+            return mix(x) if hasattr(self, "moe") else feed(x)
+        return jax.lax.cond(layer.is_sparse, mix, feed, x)
 
 
 class Decoder(nnx.Module):
@@ -193,8 +205,21 @@ class Decoder(nnx.Module):
         Returns:
           Normalised hidden states, compute dtype [batch, time, hidden]; ``logits`` projects them.
         """
-        hidden, _ = self._forward(tokens, positions, segment_ids, adapters, dropout_key, False)
-        return hidden
+        return self.routed(tokens, positions, segment_ids, adapters, dropout_key)[0]
+
+    def routed(
+        self,
+        tokens: jax.Array,
+        positions: jax.Array,
+        segment_ids: jax.Array,
+        adapters: bool = True,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, RouterLoad | None]:
+        """As a call, and the routers' load by layer; None where there are no experts."""
+        hidden, _, load = self._forward(
+            tokens, positions, segment_ids, adapters, dropout_key, False
+        )
+        return hidden, load
 
     def continuations(
         self,
@@ -204,7 +229,7 @@ class Decoder(nnx.Module):
         completion_mask: jax.Array,
         adapters: bool = True,
         dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
+    ) -> tuple[jax.Array, RouterLoad | None]:
         """Hidden states that predict completions, with each prompt computed once for its group.
 
         The same as a call on prompts repeated for every row, in value and gradient: completions
@@ -221,13 +246,16 @@ class Decoder(nnx.Module):
 
         Returns:
           Normalised hidden states, compute dtype [rows, completion, hidden]; those at t predict
-          completion token t, and those at 0 are the prompt's last.
+          completion token t, and those at 0 are the prompt's last.  Then the routers' load by
+          layer, over the tokens of all rows; None where there are no experts.
         """
         group = completion_tokens.shape[0] // prompt_tokens.shape[0]
         past = _places(prompt_mask, 0)
         places = _places(completion_mask, jnp.repeat(past.segments.sum(1, keepdims=True), group, 0))
-        past_context = self._context(past.positions, adapters)
-        context = self._context(places.positions, adapters)
+        # Routers count a prompt's tokens once for each row that goes on from it.
+        followers = completion_mask.any(1).reshape(-1, group).sum(1, keepdims=True)
+        past_context = self._context(past.positions, adapters, prompt_mask * followers)
+        context = self._context(places.positions, adapters, completion_mask)
         state, build = self._stack()
 
         def layer(carried, inputs):
@@ -238,18 +266,18 @@ class Decoder(nnx.Module):
             def attend_past(q, k, v, window, sinks):
                 return attend(q, k, v, past, window, sinks)
 
-            prompt, kv = block(prompt, past_context, kind, key, attend_past)
+            prompt, kv, load = block(prompt, past_context, kind, key, attend_past)
 
             def attend_all(q, k, v, window, sinks):
                 return attend_to_prompt(q, k, v, places, (*kv, past), window, sinks)
 
-            x, _ = block(x, context, kind, key, attend_all)
-            return (prompt, x), None
+            x, _, more = block(x, context, kind, key, attend_all)
+            return (prompt, x), None if load is None else load + more
 
         start = self._embed(prompt_tokens), self._embed(completion_tokens)
-        (prompt, x), _ = self._scan(layer, start, state, dropout_key)
+        (prompt, x), load = self._scan(layer, start, state, dropout_key)
         before = jnp.repeat(prompt[:, -1:], group, axis=0)
-        return self.norm(jnp.concatenate([before, x[:, :-1]], axis=1))
+        return self.norm(jnp.concatenate([before, x[:, :-1]], axis=1)), load
 
     def prefill(
         self,
@@ -270,7 +298,9 @@ class Decoder(nnx.Module):
           Keys [layers, prompts, kv_heads, head_dim, time] and values [layers, prompts, kv_heads,
           time, head_dim], as ``KVCache`` keeps them.
         """
-        _, (k, v) = self._forward(tokens, positions, mask.astype(jnp.int32), adapters, None, True)
+        _, (k, v), _ = self._forward(
+            tokens, positions, mask.astype(jnp.int32), adapters, None, True
+        )
         return jnp.transpose(k, (0, 1, 3, 4, 2)), jnp.swapaxes(v, 2, 3)
 
     def decode(
@@ -308,7 +338,8 @@ class Decoder(nnx.Module):
                 return new[:, None]
 
             weights = nnx.merge_state(choose_layer(unstacked, number), weights)
-            return build(weights, kind)(x, context, kind, None, attend_past)
+            x, kv, _ = build(weights, kind)(x, context, kind, None, attend_past)
+            return x, kv
 
         numbers = jnp.arange(self.config.num_hidden_layers)
         x, (k, v) = jax.lax.scan(layer, x, (numbers, stacked, self._kinds()))
@@ -322,7 +353,7 @@ class Decoder(nnx.Module):
             x = x * jnp.asarray(self.config.embedding_scale, x.dtype)
         return sharding.constrain(x, "batch", "time", "hidden")
 
-    def _context(self, positions, adapters) -> LayerContext:
+    def _context(self, positions, adapters, counts=None) -> LayerContext:
         frequencies, factors, _ = self.config.rotations()
         angles = positions[None, ..., None, None].astype(jnp.float32) * jnp.asarray(
             frequencies
@@ -331,7 +362,7 @@ class Decoder(nnx.Module):
         if (factors != 1.0).any():
             hotter = jnp.asarray(factors).reshape(-1, 1, 1, 1, 1)
             cos, sin = cos * hotter, sin * hotter
-        return LayerContext(cos, sin, adapters)
+        return LayerContext(cos, sin, adapters, None if self.config.moe is None else counts)
 
     def _kinds(self) -> LayerKind:
         """In what the layers differ, stacked like their weights."""
@@ -380,7 +411,7 @@ class Decoder(nnx.Module):
     def _forward(self, tokens, positions, segment_ids, adapters, dropout_key, keep_kv):
         x = self._embed(tokens)
         places = Places(segment_ids, positions)
-        context = self._context(positions, adapters)
+        context = self._context(positions, adapters, segment_ids > 0)
         state, build = self._stack()
 
         def attend_segments(q, k, v, window, sinks):
@@ -388,11 +419,11 @@ class Decoder(nnx.Module):
 
         def layer(x, inputs):
             weights, kind, key = inputs
-            x, kv = build(weights, kind)(x, context, kind, key, attend_segments)
-            return x, kv if keep_kv else None
+            x, kv, load = build(weights, kind)(x, context, kind, key, attend_segments)
+            return x, (kv if keep_kv else None, load)
 
-        x, kept = self._scan(layer, x, state, dropout_key)
-        return self.norm(x), kept
+        x, (kept, load) = self._scan(layer, x, state, dropout_key)
+        return self.norm(x), kept, load
 
     def _scan(self, layer, start, state, dropout_key):
         """``layer`` over all layers, keeping for the backward pass what ``remat`` says."""

@@ -105,6 +105,7 @@ class LayerContext:
     cos: jax.Array  # float32 [kinds of rotation, batch, time, 1, head_dim / 2]
     sin: jax.Array
     adapters: bool
+    counts: jax.Array | None = None  # [batch, time]: of each token by routers; None: no count
 
     def rotate(self, x: jax.Array, layer: LayerKind) -> jax.Array:
         """RoPE on x [batch, time, heads, head_dim], as that layer does it."""

@@ -25,6 +25,7 @@ from cosr_jax.student.families import MoeConfig
 from cosr_jax.student.layers import LayerContext, LayerKind
 from cosr_jax.student.lora import lora_scale
 from cosr_jax.student.mlp import ACTIVATIONS
+from cosr_jax.student.routing import RouterLoad, router_load
 from cosr_jax.student.shape import ModelConfig
 from cosr_jax.types import UserError
 
@@ -128,10 +129,21 @@ class Router(nnx.Module):
         A softmax over all experts, of which the largest few are kept; normalised, that is the
         softmax over those few.
         """
+        return self._choice(self._logits(x))
+
+    def load(self, x: jax.Array, counts: jax.Array) -> RouterLoad:
+        """What the router does with [tokens, hidden], each counted ``counts`` [tokens] times."""
+        logits = self._logits(x)
+        return router_load(logits, self._choice(logits)[1], counts)
+
+    def _logits(self, x: jax.Array) -> jax.Array:
         logits = x @ self.kernel[...].astype(x.dtype)
         if hasattr(self, "bias"):
             logits = logits + self.bias[...].astype(x.dtype)[None]
-        logits, number = logits.astype(jnp.float32), self.config.experts_per_token
+        return logits.astype(jnp.float32)
+
+    def _choice(self, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        number = self.config.experts_per_token
         if self.config.normalised:
             best, experts = jax.lax.top_k(logits, number)
             return jax.nn.softmax(best, axis=-1), experts

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from cosr_jax import sharding
 from cosr_jax.student.model import Decoder
+from cosr_jax.student.routing import RouterLoad
 from cosr_jax.train.batching import TrainBatch
 from cosr_jax.train.vocabulary import softmax_stream
 
@@ -21,7 +22,7 @@ def batch_logprobs(
     *,
     adapters: bool = True,
     dropout_key: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, RouterLoad | None]:
     """What the student says about the batch's completions.
 
     Only the positions that predict completion tokens are projected onto the vocabulary.  Prompts
@@ -37,10 +38,11 @@ def batch_logprobs(
 
     Returns:
       float32 [rows, completion] log-probabilities (nats) and entropies (nats; these carry no
-      gradient).  Values at padding are finite and mean nothing.
+      gradient).  Values at padding are finite and mean nothing.  Then the load of the routers by
+      layer, over the tokens of all rows; None where the student has no experts.
     """
     if batch.group > 1:
-        hidden = module.continuations(
+        hidden, load = module.continuations(
             batch.prompt_tokens,
             batch.prompt_mask,
             batch.completion_tokens,
@@ -55,9 +57,9 @@ def batch_logprobs(
         mask = sharding.constrain(mask, "batch", "time").astype(jnp.int32)
         positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
         tokens = sharding.constrain(tokens, "batch", "time")
-        hidden = module(tokens, positions, mask, adapters, dropout_key)
+        hidden, load = module.routed(tokens, positions, mask, adapters, dropout_key)
         hidden = hidden[:, prompt - 1 : prompt + completion - 1]
-    return completion_logprobs(
+    logprobs, entropy = completion_logprobs(
         hidden,
         module.head_kernel(),
         batch.completion_tokens,
@@ -65,6 +67,7 @@ def batch_logprobs(
         chunk,
         module.config.logit_softcap,
     )
+    return logprobs, entropy, load
 
 
 def completion_logprobs(

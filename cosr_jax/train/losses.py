@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from cosr_jax.config import GrpoConfig
+from cosr_jax.student.routing import RouterLoad
 from cosr_jax.train.batching import TrainBatch
 
 
@@ -25,6 +26,7 @@ class LossTerms:
     tokens: jax.Array  # float32 scalar: completion tokens, the weight of ``sums``
     sums: dict[str, jax.Array]  # metrics summed over tokens
     maxima: dict[str, jax.Array]  # non-negative metrics, to be maximised over tokens
+    load: RouterLoad | None = None  # of the routers, by layer; None where there are no experts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cosr_jax import sharding
 from cosr_jax.config import TrainConfig
 from cosr_jax.student.model import Student, merge
+from cosr_jax.student.routing import load_metrics
 from cosr_jax.train.batching import TrainBatch, microbatch_rows
 from cosr_jax.train.logprobs import batch_logprobs
 from cosr_jax.train.losses import GrpoObjective, LossTerms, SftObjective
@@ -120,15 +121,15 @@ def make_train_step(
         module = merge(student.graphdef, lora, base)
         reference = None
         if objective.needs_reference:
-            reference, _ = batch_logprobs(
+            reference, *_ = batch_logprobs(
                 module, chunk, objective.temperature, train.logit_chunk, adapters=False
             )
             reference = jax.lax.stop_gradient(reference)
-        logprobs, entropy = batch_logprobs(
+        logprobs, entropy, load = batch_logprobs(
             module, chunk, objective.temperature, train.logit_chunk, dropout_key=key
         )
         terms = objective(logprobs, entropy, reference, chunk)
-        return terms.loss, terms
+        return terms.loss, dataclasses.replace(terms, load=load)
 
     def accumulate(state: TrainState, base: nnx.State, batch: TrainBatch):
         microbatch = _microbatches(batch, train, mesh)
@@ -210,7 +211,7 @@ def make_logprobs_fn(
 
             def fill(i, outputs):
                 chunk = microbatch(i)
-                values = batch_logprobs(module, chunk, temperature, train.logit_chunk)
+                *values, _ = batch_logprobs(module, chunk, temperature, train.logit_chunk)
                 start = i * chunk.rows
                 return tuple(
                     jax.lax.dynamic_update_slice_in_dim(
@@ -279,4 +280,5 @@ def _metrics(
         "nonfinite_total": state.nonfinite_total.astype(jnp.float32),
         **means,
         **terms.maxima,
+        **({} if terms.load is None else load_metrics(terms.load)),
     }

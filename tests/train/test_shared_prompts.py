@@ -44,7 +44,7 @@ def logprobs_and_gradient(student, batch, dropout_key=None):
     @jax.value_and_grad
     def weighted(lora):
         module = merge(student.graphdef, lora, student.base)
-        values, _ = batch_logprobs(module, batch, 0.9, 64, dropout_key=dropout_key)
+        values, *_ = batch_logprobs(module, batch, 0.9, 64, dropout_key=dropout_key)
         return jnp.where(batch.completion_mask, values * weights, 0.0).sum()
 
     return weighted(student.lora)
