@@ -61,8 +61,7 @@ def sft(job: Job, channel: Channel) -> None:
 
     first_s, loss = clock(take_step)
     check = [loss, take_step()]
-    tokens = {"step": job.sizes.tokens("sft", "step")}
-    channel.ready("transformers + PEFT, eager", {"step": first_s}, check, tokens=tokens, **_about())
+    channel.ready("transformers + PEFT, eager", {"step": first_s}, check, **_about())
     while channel.go_on():
         channel.done(step=clock(take_step)[0])
 

@@ -1,4 +1,4 @@
-"""What ``bench_train`` measures: sizes, inputs, and how a measuring process talks to it.
+"""What ``bench_train`` measures: works, sizes, inputs, and how a measuring process is spoken to.
 
 Neither JAX nor torch is imported here, so that a process's peak memory is its own side's alone.
 """
@@ -36,47 +36,93 @@ class Sizes:
     tail_prompt_tokens: int
     tail_limit: int  # longest completion; the mean is about a quarter
     tail_slots: int  # sequences decoded at once
+    shared_samples: int  # of one prompt
+    shared_prompt_tokens: int
+    shared_new_tokens: int
+    copied_mib: int  # size of the array that is copied
     greedy_tokens: int = 8  # of the rollout's check
 
     def tokens(self, work: str, part: str) -> int:
         """Tokens that one repetition of ``part`` counts: trained on, or newly sampled."""
         samples = self.grpo_prompts * self.grpo_samples
+        shared = self.shared_prompt_tokens + self.shared_new_tokens
         return {
             ("sft", "step"): self.sft_rows * self.sft_tokens,
             ("rollout", "rollout"): self.rollout_prompts * self.rollout_new_tokens,
             ("grpo", "rollout"): samples * self.grpo_new_tokens,
             ("grpo", "train"): samples * (self.grpo_prompt_tokens + self.grpo_new_tokens),
             ("grpo", "step"): samples * self.grpo_new_tokens,
-            ("tail", "rollout"): self.tail_prompts * self.tail_samples * self.tail_limit // 4,
+            ("shared", "step"): self.shared_samples * shared,
         }[work, part]
 
 
 SIZES = {
-    "smollm2": Sizes(16, 8, 256, 32, 128, 128, 8, 8, 54, 64, 32, 8, 54, 128, 32),
-    "tiny": Sizes(4, 2, 24, 2, 12, 8, 2, 4, 10, 6, 4, 4, 10, 16, 4, greedy_tokens=4),
-}
+    "smollm2": Sizes(16, 8, 256, 32, 128, 128, 8, 8, 54, 64, 32, 8, 54, 128, 32, 8, 512, 128, 512),
+    "tiny": Sizes(
+        4, 2, 24, 2, 12, 8, 2, 4, 10, 6, 4, 4, 10, 16, 4, 4, 16, 8, 1, greedy_tokens=4
+    ),
+    "qwen2.5-1.5b": Sizes(
+        16, 8, 2048, 64, 512, 512, 16, 8, 256, 512, 64, 8, 256, 1024, 64, 8, 1024, 512, 1024
+    ),
+}  # fmt: skip
 MICROBATCH = 16  # rows of a GRPO microbatch, on every side
 LEARNING_RATE = 5e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """A work of the table: what is done, and by whom beside our own side."""
+
+    function: str  # in the module of each side
+    beside: tuple[str, ...] = ()  # sides, our own with one setting changed among them
+    dtype: str = "float32"
+    length: int = 1  # factor of ``Sizes.sft_tokens``
+    is_first_call: bool = False  # each repetition is the first call of a new process
+
+
+#: side: (module that measures it, package that it needs).
+SIDES = {
+    "ours": ("bench_ours", "cosr_jax"),
+    "batches": ("bench_ours", "cosr_jax"),  # slots are not refilled
+    "unshared": ("bench_ours", "cosr_jax"),  # every sample computes the prompt of its group
+    "peft": ("bench_peers", "peft"),
+    "trl": ("bench_peers", "trl"),
+    "tunix": ("bench_tunix", "tunix"),
+    "vllm": ("bench_vllm", "vllm"),
+}
+PEERS = ("peft", "trl", "tunix", "vllm")
+WORKS = {
+    "ceiling": Work("ceiling"),
+    "sft": Work("sft", ("peft", "tunix")),
+    "sft-bf16": Work("sft", ("peft",), dtype="bfloat16"),
+    "sft-2x": Work("sft", length=2),
+    "sft-4x": Work("sft", length=4),
+    "rollout": Work("rollout", ("peft", "tunix", "vllm")),
+    "tail": Work("tail", ("batches",)),
+    "grpo": Work("grpo", ("trl", "tunix")),
+    "shared": Work("shared", ("unshared",)),
+    "compile": Work("compile", is_first_call=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
     """One side's share of one work, for a process of its own."""
 
-    work: str  # "sft", "rollout", "tail" or "grpo"
-    side: str  # "ours", "peft", "trl" or "batches"
+    work: str  # function of the side's module
+    side: str  # key of ``SIDES``
     shape: str  # key of ``SIZES``
     scratch: str  # folder that all sides of a run share
     student: str = ""  # Hugging Face folder; empty for our side, which finds or makes it
     adapter: str = ""  # adapter in PEFT's format; written by our side, read by the others
     dtype: str = "float32"  # of base weights and products; adapters are float32 everywhere
-    sft_tokens: int = 0  # of each row of the SFT step; 0: those of ``shape``
+    length: int = 1  # factor of the SFT step's rows
 
     @property
     def sizes(self) -> Sizes:
         """The sizes of ``shape``, with this job's own length."""
         sizes = SIZES[self.shape]
-        return dataclasses.replace(sizes, sft_tokens=self.sft_tokens or sizes.sft_tokens)
+        return dataclasses.replace(sizes, sft_tokens=sizes.sft_tokens * self.length)
 
     def dumps(self) -> str:
         """As one command-line argument."""
@@ -114,6 +160,12 @@ def scored_completions(vocab: int, sizes: Sizes) -> list[list[int]]:
     return token_rows(vocab, sizes.grpo_prompts, sizes.grpo_new_tokens, seed=4)
 
 
+def shared_group(vocab: int, sizes: Sizes) -> tuple[list[int], list[list[int]]]:
+    """A prompt and its completions."""
+    (prompt,) = token_rows(vocab, 1, sizes.shared_prompt_tokens, seed=6)
+    return prompt, token_rows(vocab, sizes.shared_samples, sizes.shared_new_tokens, seed=7)
+
+
 def sample_reward(index: int) -> float:
     """Samples of a group fail and pass in turn, so every group is informative."""
     return float(index % 2)
@@ -139,8 +191,10 @@ class Channel:
           label: the side in words.
           first: seconds of the first call of each part, compilation included.
           check: figures that must agree with the other sides'.
-          about: versions, threads, and what the other sides need.
+          about: versions, threads, and what the other sides need; ``amounts`` has for each part
+            what a repetition does, where that is not ``Sizes.tokens``: [number, unit].
         """
+        about |= {"cpu_s": time.process_time(), "peak_rss_gib": peak_rss_gib()}
         self._send(label=label, first=first, check=[float(x) for x in check], **about)
 
     def go_on(self) -> bool:
@@ -156,6 +210,30 @@ class Channel:
 
     def _send(self, **message: Any) -> None:
         self._answers.write(json.dumps(message) + "\n")
+
+
+class Recorder(Channel):
+    """A channel to this very process: asks for ``repeats`` repetitions, and keeps the answers."""
+
+    def __init__(self, repeats: int):
+        self._left = repeats
+        self.about: dict[str, Any] = {}
+        self.seconds: list[dict[str, float]] = []
+
+    def ready(
+        self, label: str, first: dict[str, float], check: Sequence[float], **about: Any
+    ) -> None:
+        """As ``Channel.ready``."""
+        self.about = {"label": label, "first": first, "check": list(check), **about}
+
+    def go_on(self) -> bool:
+        """Whether a repetition is left."""
+        self._left -= 1
+        return self._left >= 0
+
+    def done(self, **seconds: float) -> None:
+        """As ``Channel.done``."""
+        self.seconds.append(seconds)
 
 
 def peak_rss_gib() -> float:
