@@ -47,6 +47,15 @@ class StudentConfig:
     param_dtype: str = setting(
         "float32", "dtype of the frozen base weights", choices=("float32", "bfloat16")
     )
+    quantise: str = setting(
+        "none",
+        "form of the frozen kernels of all linears that may have adapters: packed in eight or four "
+        "bits (QLoRA, arXiv:2305.14314), or plain in param_dtype (none)",
+        choices=("none", "int8", "nf4"),
+    )
+    quantise_block: int = setting(
+        64, "of packed kernels: inputs under one scale; divides every linear's inputs", low=2
+    )
     compute_dtype: str = setting(
         "float32", "dtype of matrix products; losses stay float32", choices=("float32", "bfloat16")
     )
@@ -255,7 +264,7 @@ class RolloutConfig:
     decoding_copy: bool = setting(
         True,
         "on one CPU device: keep a copy of the linears in the form that decodes fastest, adapters "
-        "merged in where everything is float32",
+        "merged in where everything is float32; never of packed kernels",
     )
 
 

@@ -101,10 +101,23 @@ def state_shardings(mesh: Mesh, state: nnx.State) -> Any:
 
     def of(path: tuple[Any, ...], variable: nnx.Variable) -> nnx.Variable:
         name = ".".join(str(part) for part in path)
-        axes = variable.get_metadata()["axes"]
-        return variable.replace(array_sharding(mesh, axes, variable.get_raw_value().shape, name))
+        return variable.replace(variable_sharding(mesh, variable, name))
 
     return nnx.map_state(of, state)
+
+
+def variable_sharding(mesh: Mesh, variable: nnx.Variable, name: str) -> Any:
+    """The sharding of each array of a variable's value, which may be a pytree; so are its ``axes``.
+
+    Raises:
+      UserError: as ``array_sharding``.
+    """
+
+    def of(path: Any, value: Any, axes: Sequence[str | None]) -> NamedSharding:
+        return array_sharding(mesh, axes, value.shape, name + jax.tree_util.keystr(path))
+
+    value, axes = variable.get_raw_value(), variable.get_metadata()["axes"]
+    return jax.tree_util.tree_map_with_path(of, value, axes)
 
 
 def platform() -> str:

@@ -22,7 +22,9 @@ from cosr_jax.protocols import ChatTokenizer
 from cosr_jax.rollout import slots
 from cosr_jax.rollout.prompts import PromptStore
 from cosr_jax.rollout.schedule import Layout, Schedule
+from cosr_jax.student.compiling import compiler_options
 from cosr_jax.student.model import Student, merge
+from cosr_jax.student.quantised import is_packed
 from cosr_jax.student.unstacked import unstack
 from cosr_jax.types import Completion, Finished, SamplingParams, UserError
 
@@ -56,7 +58,8 @@ class JaxSampler:
         model = merge(student.graphdef, student.lora, student.base)
         self._dtype = model.compute_dtype
         is_one_cpu = mesh is None and jax.default_backend() == "cpu"
-        self._unstacked = config.decoding_copy and is_one_cpu and student.config.moe is None
+        can_copy = student.config.moe is None and not is_packed(student.base)
+        self._unstacked = config.decoding_copy and is_one_cpu and can_copy
         # In bfloat16 small adapters would be rounded away from the sum.
         self._merged = (
             self._unstacked and self._dtype == np.float32 and model.embed[...].dtype == np.float32
@@ -64,11 +67,15 @@ class JaxSampler:
         graphdef = student.graphdef
         self._empty = jax.jit(slots.empty_slots, static_argnums=tuple(range(7)))
         self._unstack = functools.partial(unstack, graphdef)
-        self._prefill = jax.jit(functools.partial(slots.prefill, graphdef))
+        options = compiler_options(mesh)
+        self._prefill = jax.jit(
+            functools.partial(slots.prefill, graphdef), compiler_options=options
+        )
         self._decode = jax.jit(
             functools.partial(slots.decode, graphdef),
             static_argnames=("adapters", "greedy", "truncated"),
             donate_argnums=2,
+            compiler_options=options,
         )
         self._lora = student.lora
         self._copy: nnx.State | None = None  # of the base weights, unstacked

@@ -11,6 +11,7 @@ from flax import nnx
 
 from cosr_jax.config import LoraConfig
 from cosr_jax.student.lora import lora_scale, merged_product, merges
+from cosr_jax.student.quantised import Quantised
 
 
 class Linear(nnx.Module):
@@ -57,7 +58,9 @@ class Linear(nnx.Module):
         return out.reshape(*x.shape[:-1], -1)
 
     def _product(self, tokens: jax.Array, adapters: bool, dropout_key: Any) -> jax.Array:
-        kernel = self.kernel[...].astype(tokens.dtype)
+        kernel = self.kernel[...]
+        if not isinstance(kernel, Quantised):  # which is widened within each product
+            kernel = kernel.astype(tokens.dtype)
         if not (adapters and self.scale):
             return tokens @ kernel
         a, b = (x[...].astype(tokens.dtype) for x in (self.lora_a, self.lora_b))

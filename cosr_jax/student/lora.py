@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from cosr_jax import sharding
 from cosr_jax.config import LoraConfig
+from cosr_jax.student.quantised import Quantised
 from cosr_jax.types import UserError
 
 
@@ -39,14 +40,14 @@ def merges(tokens: jax.Array, a: jax.Array, b: jax.Array) -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def merged_product(
-    x: jax.Array, kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float
+    x: jax.Array, kernel: jax.Array | Quantised, a: jax.Array, b: jax.Array, scale: float
 ) -> jax.Array:
     """x (W + scale A B), which is x W + scale (x A) B without the narrow products of the forward
     pass and without their sum over all tokens.  W is frozen and receives no gradient.
 
     Args:
       x: [tokens, in].
-      kernel: W [in, out].
+      kernel: W [in, out]; one that is packed is kept so for the backward pass.
       a: [in, rank].
       b: [rank, out].
       scale: of the adapter.
@@ -54,7 +55,7 @@ def merged_product(
     Returns:
       [tokens, out].
     """
-    return x @ (kernel + scale * (a @ b))
+    return x @ (kernel.astype(x.dtype) + scale * (a @ b))
 
 
 def _merged_forward(x, kernel, a, b, scale):
@@ -67,7 +68,7 @@ def _merged_backward(scale, saved, pull):
     # Narrow matrices on the left: contracting the tokens of a wide left side would transpose it.
     pull_a = (low_pull.T @ x).T
     pull_b = scale * ((x @ a).T @ pull)
-    return pull @ (kernel + scale * (a @ b)).T, None, pull_a, pull_b
+    return pull @ (kernel.astype(x.dtype) + scale * (a @ b)).T, None, pull_a, pull_b
 
 
 merged_product.defvjp(_merged_forward, _merged_backward)
@@ -120,5 +121,6 @@ def init_lora(abstract: nnx.State, seed: int, mesh: Mesh | None = None) -> nnx.S
 
 
 def count_parameters(state: nnx.State) -> int:
-    """Number of scalars in ``state``."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
+    """Number of scalars in ``state``; of a packed kernel, those that are meant."""
+    values = (variable.get_raw_value() for _, variable in state.flat_state())
+    return sum(math.prod(value.shape) for value in values)

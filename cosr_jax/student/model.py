@@ -19,6 +19,8 @@ from cosr_jax.student.attention import causal_mask
 from cosr_jax.student.cache import KVCache, attend_cached
 from cosr_jax.student.decoder import LINEARS, Decoder, project
 from cosr_jax.student.layers import RMSNorm, rotate
+from cosr_jax.student.names import linear_names
+from cosr_jax.student.quantised import pack_like, quantised_base
 from cosr_jax.student.shape import ModelConfig, RopeScaling
 
 __all__ = [
@@ -46,7 +48,7 @@ class Student:
     config: ModelConfig
     graphdef: nnx.GraphDef
     lora: nnx.State  # float32 leaves
-    base: nnx.State  # leaves of the configured param dtype
+    base: nnx.State  # leaves of the configured param dtype; packed kernels are ``Quantised``
 
 
 def merge(graphdef: nnx.GraphDef, lora: nnx.State, base: nnx.State) -> Decoder:
@@ -67,8 +69,8 @@ def abstract_student(
             student.remat,
         )
     )
-    graphdef, *states = nnx.split(module, nnx.LoRAParam, nnx.Param)
-    return Student(config, graphdef, *states)
+    graphdef, adapters, base = nnx.split(module, nnx.LoRAParam, nnx.Param)
+    return Student(config, graphdef, adapters, quantised_base(base, linear_names(config), student))
 
 
 def random_base(abstract: nnx.State, seed: int, mesh: Mesh | None = None) -> nnx.State:
@@ -84,7 +86,8 @@ def random_base(abstract: nnx.State, seed: int, mesh: Mesh | None = None) -> nnx
                 value = jnp.ones(like.shape, like.dtype)
             else:
                 key = jax.random.fold_in(root, index)
-                value = (0.02 * jax.random.normal(key, like.shape)).astype(like.dtype)
+                drawn = 0.02 * jax.random.normal(key, like.shape)
+                value = pack_like(like, drawn.astype(like.dtype))
             leaves[path] = variable.replace(value)
         return nnx.State.from_flat_path(leaves)
 

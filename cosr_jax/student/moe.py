@@ -25,6 +25,7 @@ from cosr_jax.student.families import MoeConfig
 from cosr_jax.student.layers import LayerContext, LayerKind
 from cosr_jax.student.lora import lora_scale
 from cosr_jax.student.mlp import ACTIVATIONS
+from cosr_jax.student.quantised import Quantised, logical_axes
 from cosr_jax.student.routing import RouterLoad, router_load
 from cosr_jax.student.shape import ModelConfig
 from cosr_jax.types import UserError
@@ -76,7 +77,10 @@ class ExpertLinear(nnx.Module):
         self, x: jax.Array, rows: Assignments, adapters: bool, chosen: jax.Array | None
     ) -> jax.Array:
         """[pairs, in] -> [pairs, out]; adapters act where ``chosen`` bool [experts] says."""
-        out = jax.lax.ragged_dot(x, self.kernel[...].astype(x.dtype), rows.sizes)
+        kernel = self.kernel[...]
+        # For the backward pass what is packed is kept so, and widened again.
+        product = jax.checkpoint(_grouped) if isinstance(kernel, Quantised) else _grouped
+        out = product(x, kernel, rows.sizes)
         if hasattr(self, "bias"):
             out = out + self.bias[...].astype(x.dtype)[rows.expert]
         if adapters and self.scale:
@@ -85,6 +89,10 @@ class ExpertLinear(nnx.Module):
                 low = jnp.where(chosen[rows.expert][:, None], low, 0)
             out = out + jax.lax.ragged_dot(low, self.lora_b[...].astype(x.dtype), rows.sizes)
         return out
+
+
+def _grouped(x: jax.Array, kernel: Any, sizes: jax.Array) -> jax.Array:
+    return jax.lax.ragged_dot(x, kernel.astype(x.dtype), sizes)
 
 
 def chosen_experts(config: ModelConfig, lora: LoraConfig) -> tuple[tuple[bool, ...], ...] | None:
@@ -181,7 +189,7 @@ class Moe(nnx.Module):
 
         def spec(_: Any, variable: nnx.Variable) -> nnx.Variable:
             # The scan took the layers axis; of the others only the experts stay apart.
-            axes = variable.get_metadata()["axes"][1:]
+            axes = logical_axes(variable)[1:]
             names = (expert_axes if axis == "expert" else None for axis in axes)
             return variable.replace(PartitionSpec(*names))
 

@@ -26,6 +26,7 @@ from cosr_jax.student.lora import lora_scale
 from cosr_jax.student.model import ModelConfig, Student
 from cosr_jax.student.moe import chosen_experts
 from cosr_jax.student.names import hf_module, linear_layers
+from cosr_jax.student.quantised import Quantised
 from cosr_jax.student.tensor_files import (
     building,
     copy_tokenizer,
@@ -134,9 +135,10 @@ def import_adapter(
 def export_merged(
     student: Student, lora: LoraConfig, folder: Path, source: Path, replace: bool = False
 ) -> None:
-    """Writes a folder for ``transformers`` whose weights are W + scale * A B, in W's dtype.
+    """Writes a folder for ``transformers`` whose weights are W + scale * A B, in plain W's dtype.
 
-    Sums are made in float32 and rounded once.
+    Sums are made in float32 and rounded once.  Packed kernels are widened first: W is what the
+    adapters were trained beside.
 
     Args:
       student: whose weights.
@@ -151,7 +153,7 @@ def export_merged(
     config = read_json(source / "config.json")
     config.pop("torch_dtype", None)  # the older spelling of dtype
     config.pop("quantization_config", None)  # what was packed is written plain
-    config["dtype"] = str(jax.tree.leaves(student.base)[0].dtype)
+    config["dtype"] = str(_plain_dtype(student))
     with building(folder, replace) as fresh:
         (fresh / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
         copy_tokenizer(source, fresh)
@@ -163,16 +165,23 @@ def _merged(student: Student, lora: LoraConfig) -> Iterator[tuple[tuple[Any, ...
     adapters = {path: variable.get_raw_value() for path, variable in student.lora.flat_state()}
     scale = lora_scale(lora)
 
+    dtype = _plain_dtype(student)
+
     @jax.jit
-    def add(kernel: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    def add(kernel: jax.Array | Quantised, a: jax.Array, b: jax.Array) -> jax.Array:
         update = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
-        return (kernel.astype(jnp.float32) + scale * update).astype(kernel.dtype)
+        return (kernel.astype(jnp.float32) + scale * update).astype(dtype)
 
     for path, variable in student.base.flat_state():
         value, module = variable.get_raw_value(), path[:-1]
         if path[-1] == "kernel" and (*module, "lora_a") in adapters:
             value = add(value, adapters[*module, "lora_a"], adapters[*module, "lora_b"])
-        yield path, value
+        yield path, value.astype(dtype)
+
+
+def _plain_dtype(student: Student) -> Any:
+    """Of the weights that are not packed."""
+    return dict(student.base.flat_state())["embed",].get_raw_value().dtype
 
 
 def _check_settings(path: Path, lora: LoraConfig) -> None:

@@ -21,6 +21,7 @@ from cosr_jax.student.lora import init_lora
 from cosr_jax.student.model import ModelConfig, Student, abstract_student
 from cosr_jax.student.mxfp4 import ExpandedFolder
 from cosr_jax.student.names import HfName, hf_names
+from cosr_jax.student.quantised import LARGEST, Quantised, logical_axes, pack_like
 from cosr_jax.student.sources import resolve_source
 from cosr_jax.student.tensor_files import TensorFolder, read_json
 from cosr_jax.types import UserError
@@ -73,12 +74,9 @@ def load_base(student: Student, folder: Path, mesh: Mesh | None = None) -> nnx.S
     _check_names(tensors, student.base, names)
     leaves = {}
     for path, variable in student.base.flat_state():
-        like = variable.get_raw_value()
-        where: jax.sharding.Sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        if mesh is not None:
-            axes = variable.get_metadata()["axes"]
-            where = sharding.array_sharding(mesh, axes, like.shape, ".".join(map(str, path)))
-        leaves[path] = variable.replace(_read_variable(tensors, names[path], like, where))
+        leaves[path] = variable.replace(
+            _read_variable(tensors, names[path], variable, mesh, ".".join(map(str, path)))
+        )
     return nnx.State.from_flat_path(leaves)
 
 
@@ -133,58 +131,85 @@ def _check_names(
 
 
 def _read_variable(
-    tensors: ExpandedFolder, name: HfName, like: jax.ShapeDtypeStruct, where: jax.sharding.Sharding
-) -> jax.Array:
-    """A variable in its shards.
+    tensors: ExpandedFolder, name: HfName, variable: nnx.Variable, mesh: Mesh | None, known_as: str
+) -> Any:
+    """A variable's value in its shards; ``variable`` has its shape, dtype or packed form, and axes.
 
     The host holds one device's part of it at a time; of a large stack, one layer of that part.
+    What is packed is so on its device, part by part.
     """
+    like = variable.get_raw_value()
+    where: jax.sharding.Sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    of_arrays = jax.tree.map(lambda _: where, like)
+    if mesh is not None:
+        of_arrays = sharding.variable_sharding(mesh, variable, known_as)
+        axes = logical_axes(variable)
+        where = sharding.array_sharding(mesh, axes, like.shape, known_as)
     shards = where.addressable_devices_indices_map(like.shape)
     holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}  # replicas share what is read
     for device, index in shards.items():
         assert index is not None  # every device is addressable by its own process
         part = (s.indices(size)[:2] for s, size in zip(index, like.shape, strict=True))
         holders.setdefault(tuple(part), []).append(device)
-    parts: dict[jax.Device, jax.Array] = {}
+    read = functools.partial(_read_part, tensors, name, like)
+    pack = functools.partial(pack_like, like)
+    parts: dict[jax.Device, Any] = {}
     for bounds, devices in holders.items():
         shape = tuple(stop - start for start, stop in bounds)
-        read = functools.partial(_read_part, tensors, name, like.dtype)
         if not name.stacks or math.prod(shape) * like.dtype.itemsize <= HELD_BYTES:
             value = read(bounds)
-            parts |= {device: jax.device_put(value, device) for device in devices}
+            parts |= {device: pack(jax.device_put(value, device)) for device in devices}
             continue
         for device in devices:
-            parts[device] = jnp.zeros(shape, like.dtype, device=device)
+            empty = jax.eval_shape(pack, jax.ShapeDtypeStruct(shape, like.dtype))
+            parts[device] = jax.tree.map(
+                lambda x, device=device: jnp.zeros(x.shape, x.dtype, device=device), empty
+            )
         (first, last), *rest = bounds
         for row in range(first, last):
             value = read(((row, row + 1), *rest))
             for device in devices:
-                layer = jax.device_put(value, device)
+                layer = pack(jax.device_put(value, device))
                 parts[device] = _put_layer(parts[device], layer, row - first)
-    return jax.make_array_from_single_device_arrays(
-        like.shape, where, [parts[device] for device in shards]
+    return jax.tree.map(
+        lambda x, where, *arrays: jax.make_array_from_single_device_arrays(
+            x.shape, where, list(arrays)
+        ),
+        like,
+        of_arrays,
+        *(parts[device] for device in shards),
     )
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _put_layer(stack: jax.Array, layer: jax.Array, row: int) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(stack, layer, row, 0)
+def _put_layer(stack: Any, layer: Any, row: int) -> Any:
+    def put(stack: jax.Array, layer: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(stack, layer, row, 0)
+
+    return jax.tree.map(put, stack, layer)
 
 
 def _read_part(
-    tensors: ExpandedFolder, name: HfName, dtype: Any, bounds: tuple[tuple[int, int], ...]
+    tensors: ExpandedFolder, name: HfName, like: Any, bounds: tuple[tuple[int, int], ...]
 ) -> np.ndarray:
-    """The part of a variable within ``bounds``, (start, stop) of each axis."""
+    """The part of a variable within ``bounds``, (start, stop) of each axis, not packed yet."""
     index = tuple(slice(*pair) for pair in bounds)
     inner = index[name.stacks :]
 
     def one(tensor: str) -> np.ndarray:
         value = tensors.read(tensor, inner[::-1] if name.transposed else inner)
-        return np.asarray(value.T if name.transposed else value, dtype)
+        value = np.asarray(value.T if name.transposed else value, like.dtype)
+        if isinstance(like, Quantised) and not -LARGEST <= value.min() <= value.max() <= LARGEST:
+            raise UserError(
+                f"{tensors.folder}: tensor {tensor!r} has entries that are not finite, or over "
+                f"{LARGEST:g}",
+                "get the files again, or set config.student.quantise=none",
+            )
+        return value
 
     if not name.stacks:
         return one(name.tensor(()))
-    out = np.empty([stop - start for start, stop in bounds], dtype)
+    out = np.empty([stop - start for start, stop in bounds], like.dtype)
     for at in np.ndindex(out.shape[: name.stacks]):
         out[at] = one(name.tensor(tuple(s.start + i for s, i in zip(index, at, strict=False))))
     return out
