@@ -216,6 +216,14 @@ def test_a_side_that_dies_is_named_with_its_last_words(scratch):
         bench_sides.Side(Job("dpo", "ours", "tiny", scratch))
 
 
+def test_a_side_that_is_killed_says_so(scratch, monkeypatch, tmp_path):
+    script = tmp_path / "dies.py"
+    script.write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    monkeypatch.setattr(bench_sides, "SCRIPT", script)
+    with pytest.raises(SystemExit, match="killed by signal 9, for want of memory"):
+        bench_sides.Side(Job("sft", "ours", "tiny", scratch))
+
+
 def run_with_sides(monkeypatch, tmp_path, disagreeing: tuple[str, ...]) -> dict:
     """The whole command with made-up sides, of which only PEFT is installed."""
 

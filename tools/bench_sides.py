@@ -74,9 +74,13 @@ class Side:
         line = self._process.stdout.readline()
         if line:
             return json.loads(line)
-        self._process.wait()
+        status = self._process.wait()
         self._log.seek(0)
         words = self._log.read()[-2000:]
+        if status < 0:
+            words += f"killed by signal {-status}" + (
+                ", for want of memory?" if status == -9 else ""
+            )
         raise SystemExit(f"{self.job.side} ended during {self.job.work}:\n{words}")
 
 

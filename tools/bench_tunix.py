@@ -96,7 +96,8 @@ def _load(job: Job, *, adapted: bool = True) -> llama.Llama3:
         rank=adapter["r"],
         alpha=adapter["lora_alpha"],
     )
-    model = qwix.apply_lora_to_model(model, provider, **model.get_model_input())
+    inputs = model.get_model_input()
+    model = qwix.apply_lora_to_model(model, provider, rngs=nnx.Rngs(0), **inputs)
     _take_adapters(model, load_file(Path(job.adapter) / "adapter_model.safetensors"))
     return model
 
