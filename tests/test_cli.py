@@ -88,7 +88,7 @@ def test_help_and_mistakes_import_no_jax(args):
         "sys.exit(code)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False
     )
     expected = 0 if "--help" in args else 2
     assert done.returncode == expected, done.stderr
@@ -214,7 +214,7 @@ def test_output_that_nobody_reads_ends_silently():
         [sys.executable, "-m", "cosr_jax.main", "--help"],
         stdout=write,
         stderr=subprocess.PIPE,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     os.close(write)
@@ -230,6 +230,6 @@ def test_an_interrupt_of_the_real_process_exits_with_130():
         f"sys.exit(main(['plan', {QUICKSTART!r}]))\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=False
     )
     assert (done.returncode, done.stderr) == (130, "cosr: interrupted\n")

@@ -106,4 +106,4 @@ def test_jax_free_rooms_import_no_jax_even_indirectly():
         f"    loaded = [m for m in {HEAVY!r} if m in sys.modules]\n"
         "    assert not loaded, f'{name} loads {loaded}'\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)

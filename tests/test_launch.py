@@ -19,7 +19,7 @@ def run(script, *args, **env):
         ["bash", LAUNCH / script, *args],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=240,
         check=False,
         env={"PATH": os.environ["PATH"], "HOME": "/home/user", **env},
     )
@@ -156,9 +156,9 @@ def test_curator_server_waits_until_vllm_is_ready_and_takes_it_along(vllm):
         ready = process.stderr.readline()
         assert f"cosr doctor --curator=http://127.0.0.1:{vllm['port']}/v1" in ready
         taken = serve(vllm, "--wait=1")
-        assert "is taken" in taken.communicate(timeout=30)[1] and taken.returncode == 2
+        assert "is taken" in taken.communicate(timeout=240)[1] and taken.returncode == 2
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 143
+        assert process.wait(timeout=240) == 143
     with socket.socket() as again, pytest.raises(ConnectionRefusedError):
         again.connect(("127.0.0.1", vllm["port"]))
 
@@ -173,7 +173,7 @@ def test_curator_server_waits_until_vllm_is_ready_and_takes_it_along(vllm):
 )
 def test_curator_server_gives_up_in_one_line(args, words, vllm):
     with serve(vllm, *args) as process:
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=240)
     assert process.returncode == 1
     [line] = err.splitlines()
     assert words in line

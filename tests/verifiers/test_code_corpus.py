@@ -57,7 +57,7 @@ async def judge_all(layer, cases, replace=lambda text: text):
     verdicts = {}
 
     async def one(case):
-        limits = Limits(**{"wall_s": 20.0, **case.get("limits", {})})
+        limits = Limits(**{"wall_s": 120.0, **case.get("limits", {})})
         completion = Completion((), (), replace(case["completion"]), "stop")
         async with at_once:
             verdicts[case["id"]] = await judge.judge(task_of(case, replace), completion, limits)

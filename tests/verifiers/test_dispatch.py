@@ -1,6 +1,7 @@
 """Worker processes that die, hang, lie, grow or are outlived by their work."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -116,7 +117,7 @@ def test_what_is_no_answer_is_no_judgement(fake, body, detail):
 def test_a_worker_that_sleeps_is_to_blame_itself(fake):
     (answer,), restarts = ask(fake("time.sleep(100)"), wall_s=0.3)
     assert (answer.value, answer.limit) == (None, "")
-    assert 0.3 <= answer.seconds < 20
+    assert 0.3 <= answer.seconds < 90
     assert restarts == 1
 
 
@@ -213,6 +214,13 @@ def test_workers_retire_when_they_have_grown(fake):
     assert [answer.value["life"] for answer in answers] == [0, 0, 1, 1]
 
 
+def runs(pid):
+    """Whether it is neither gone nor a zombie."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
 @needs_proc
 def test_a_worker_killed_while_idle_is_replaced_unnoticed(fake):
     async def run():
@@ -224,6 +232,8 @@ def test_a_worker_killed_while_idle_is_replaced_unnoticed(fake):
             answer = await workers.ask("compare", ROOTS, 30.0)
             pids.append(answer.value["pid"])
             os.kill(pids[-1], signal.SIGKILL)
+            while runs(pids[-1]):
+                await asyncio.sleep(0.01)
             await asyncio.sleep(0.05)
         await workers.close()
         return pids, workers.restarts
@@ -234,17 +244,22 @@ def test_a_worker_killed_while_idle_is_replaced_unnoticed(fake):
 
 
 def test_a_caller_who_waits_no_more_leaves_no_worker_busy(fake, tmp_path):
-    body = f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(100)"
+    pid = tmp_path / "pid"
+    body = f"open({str(pid)!r}, 'w').write(f'{{os.getpid()}}.'); time.sleep(1000)"
 
     async def run():
         workers = Workers(1, commands={"compare": fake(body)})
-        with pytest.raises(TimeoutError):
-            await asyncio.wait_for(workers.ask("compare", ROOTS, 50.0), 1.0)
+        caller = asyncio.ensure_future(workers.ask("compare", ROOTS, 500.0))
+        while not (pid.exists() and pid.read_text().endswith(".")):
+            await asyncio.sleep(0.01)
+        caller.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await caller
         await workers.close()
 
     asyncio.run(run())
     with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+        os.kill(int(pid.read_text()[:-1]), 0)
 
 
 def test_closed_workers_answer_nothing(fake):
@@ -279,7 +294,7 @@ def test_the_worker_ends_with_its_input_even_while_busy(tmp_path):
         worker.stdin.flush()
         time.sleep(0.1)
         worker.stdin.close()
-        assert worker.wait(timeout=30) == 0
+        assert worker.wait(timeout=240) == 0
         assert worker.stdout.read() == b"", "it was still busy"
 
 
@@ -293,9 +308,14 @@ def test_nothing_printed_by_a_library_reaches_the_protocol(tmp_path, monkeypatch
     assert answer.value == {}
 
 
-def test_requests_share_the_workers(fake):
-    began = time.monotonic()
-    answers, _ = ask(fake("time.sleep(0.2); send(answer)"), times=6, count=3)
+def test_requests_share_the_workers(fake, tmp_path):
+    together = tmp_path / "together"
+    together.mkdir()
+    body = (
+        f"open(f'{together}/{{os.getpid()}}', 'w').close()\n"
+        f"while len(os.listdir('{together}')) < 3: time.sleep(0.01)\n"  # three are at work at once
+        "send(answer)"
+    )
+    answers, _ = ask(fake(body), times=6, count=3, wall_s=240.0)
     assert len(answers) == 6
-    assert time.monotonic() - began < 10
-    assert {answer.value["life"] for answer in answers} <= {0, 1, 2}
+    assert len(list(together.iterdir())) == 3

@@ -99,7 +99,7 @@ def test_answers_come_while_the_input_is_open():
             process.stdin.flush()
             assert json.loads(process.stdout.readline())["id"] == n
         process.stdin.close()
-        assert process.wait(timeout=60) == 0
+        assert process.wait(timeout=240) == 0
 
 
 def test_a_fast_case_does_not_wait_for_a_slow_one():
@@ -124,7 +124,7 @@ def test_cases_from_a_file(tmp_path):
     path = tmp_path / "cases.jsonl"
     path.write_text("".join(json.dumps(math_case(n, "4")) + "\n" for n in range(10)))
     with path.open() as file:
-        done = subprocess.run(COMMAND, stdin=file, capture_output=True, timeout=120, check=True)
+        done = subprocess.run(COMMAND, stdin=file, capture_output=True, timeout=240, check=True)
     assert len(done.stdout.splitlines()) == 10
 
 
@@ -134,7 +134,7 @@ def test_nobody_reads_the_answers():
         for n in range(10):
             process.stdin.write(json.dumps(math_case(n, "4")).encode() + b"\n")
         process.stdin.flush()
-        assert process.wait(timeout=60) == 141
+        assert process.wait(timeout=240) == 141
         assert b"Traceback" not in process.stderr.read()
 
 
@@ -145,9 +145,9 @@ def test_a_reader_who_stands_still_cannot_hold_it_back(number, code):
             process.stdin.write(json.dumps(math_case(n, "4")).encode() + b"\n")
         process.stdin.close()
         process.stdout.read(1)
-        time.sleep(0.5)
+        time.sleep(0.5)  # whether the pipe is full by now or not, the signal counts
         process.send_signal(number)
-        assert process.wait(timeout=30) == code
+        assert process.wait(timeout=240) == code
 
 
 def descendants(pid):
@@ -183,8 +183,8 @@ def started(pid):
 def test_signals_leave_no_process_behind(number, code):
     cases = [
         math_case(1, r"\boxed{2\sqrt{2}}", r"\sqrt{8}"),
-        {"id": 2, "limits": {"wall_s": 100}} | code_case("while True: pass", io=[("", "x")]),
-        {"id": 3, "limits": {"wall_s": 100}} | code_case("def f(): return f()", "f", "f()"),
+        {"id": 2, "limits": {"wall_s": 600}} | code_case("while True: pass", io=[("", "x")]),
+        {"id": 3, "limits": {"wall_s": 600}} | code_case("def f(): return f()", "f", "f()"),
     ]
     with start("--config.verifier.workers=3") as process:
         for case in cases:
@@ -195,9 +195,9 @@ def test_signals_leave_no_process_behind(number, code):
         workers = {(pid, started(pid)) for pid in descendants(process.pid)}
         assert len(workers) >= 3  # a maths worker, a server, a program
         process.send_signal(number)
-        assert process.wait(timeout=30) == code
+        assert process.wait(timeout=240) == code
         assert b"Traceback" not in process.stderr.read()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while left := {pid for pid, since in workers if started(pid) == since != 0}:
         assert time.monotonic() < deadline, f"{left} outlived their parent"
         time.sleep(0.05)
@@ -220,7 +220,7 @@ def test_nothing_else_reaches_stdout():
         [sys.executable, "-c", code],
         input=json.dumps(math_case(1, "4")).encode(),
         capture_output=True,
-        timeout=120,
+        timeout=240,
         check=True,
     )
     assert json.loads(done.stdout)["verdict"] == "pass"
@@ -228,14 +228,14 @@ def test_nothing_else_reaches_stdout():
 
 
 def test_stdio_has_to_be_asked_for():
-    done = subprocess.run(COMMAND[:-1], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(COMMAND[:-1], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("cosr: cosr verify: --stdio is missing")
 
 
 def test_help_of_verify():
     done = subprocess.run(
-        [*COMMAND[:-1], "--help"], capture_output=True, text=True, timeout=60, check=True
+        [*COMMAND[:-1], "--help"], capture_output=True, text=True, timeout=240, check=True
     )
     assert "--stdio" in done.stdout
 

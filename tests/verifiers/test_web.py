@@ -32,7 +32,7 @@ def chromium():
 
 
 needs_chromium = pytest.mark.skipif(not chromium(), reason="Chromium is not installed")
-PATIENT = Limits(wall_s=30.0)
+PATIENT = Limits(wall_s=120.0)
 
 
 def web_task(requirements=web_pages.TEXT):
@@ -135,6 +135,7 @@ def test_a_page_without_end_is_to_blame_only_if_it_computed(monkeypatch, spent, 
 @needs_chromium
 def test_a_starved_page_gets_more_time(monkeypatch):
     monkeypatch.setattr(Browser, "cpu_seconds", lambda self: 0.0)
+    monkeypatch.setattr(web, "_STRETCH", 120)
     check_page = web.check_page
 
     async def slowly(page, wanted):
@@ -220,8 +221,8 @@ class Listener:
 def test_no_page_reaches_even_loopback(use_namespace):
     with Listener() as listener:
         with contextlib.closing(socket.create_connection(("127.0.0.1", listener.port))):
-            time.sleep(0.3)
-        assert listener.hits == 1  # it does count
+            while not listener.hits:  # it does count
+                time.sleep(0.01)
         page = (Path(__file__).parent / "corpus" / "web_network.html").read_text()
         page = page.replace("HOST", f"127.0.0.1:{listener.port}").replace(
             "PORT", str(listener.port)
@@ -277,7 +278,7 @@ def test_the_browser_ends_with_the_process_that_started_it(tmp_path):
     env = {**os.environ, "TMPDIR": str(tmp_path)}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
     group = int(result.stdout)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, 0)
