@@ -70,6 +70,15 @@ def set_tensor(name, shape):
     return damage
 
 
+def set_values(name, change):
+    def damage(folder):
+        tensors = load_file(weights_of(folder))
+        tensors[name] = change(tensors[name])
+        save_file(tensors, weights_of(folder))
+
+    return damage
+
+
 def write_index(values):
     def damage(folder):
         path = folder / "model.safetensors.index.json"
@@ -127,6 +136,26 @@ MISTAKES = {
     "index names a lost tensor": (
         write_index({"weight_map": {"model.no.weight": "model.safetensors"}}),
         ["'model.no.weight' is missing", "get the file again"],
+    ),
+    "index with a number": (
+        write_index({"weight_map": {"model.norm.weight": 3}}),
+        ["index.json", "'model.norm.weight' into 3", "no file name"],
+    ),
+    "index with a list": (
+        write_index({"weight_map": {"model.norm.weight": ["model.safetensors"]}}),
+        ["index.json", "no file name"],
+    ),
+    "whole numbers": (
+        set_values(Q_PROJ, lambda value: value.astype(np.int32)),
+        [repr(Q_PROJ), "dtype I32", "F32, F16, BF16"],
+    ),
+    "not a number": (
+        set_values(Q_PROJ, lambda value: np.where(value == value.max(), np.nan, value)),
+        [repr(Q_PROJ), "not finite"],
+    ),
+    "infinite": (
+        set_values("model.norm.weight", lambda value: value * np.float32(np.inf)),
+        ["'model.norm.weight'", "not finite"],
     ),
 }
 

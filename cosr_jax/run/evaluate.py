@@ -42,7 +42,7 @@ def evaluate(config: RunConfig, workdir: Path | None) -> RunReport:
     probes = _probes(config)
     step = tokens = 0
     results: list[SuiteResult] = []
-    with Progress() as progress, open_rooms(config) as rooms:
+    with Progress() as progress, open_rooms(config, progress.phase) as rooms:
         if is_trained and workdir is not None:
             with CheckpointStore(workdir / "checkpoints", config.checkpoint.keep) as store:
                 template = init_state(copy_state(rooms.student.lora), config.train, rooms.mesh)

@@ -13,6 +13,7 @@ from cosr_jax.run.workdir import read_config
 from cosr_jax.student.model import abstract_student
 from cosr_jax.student.peft import export_adapter, export_merged
 from cosr_jax.student.sources import is_hub_id, resolve_source
+from cosr_jax.student.text_part import is_wrapped
 from cosr_jax.student.weights import load_base, load_config
 from cosr_jax.train.step import init_state
 from cosr_jax.types import UserError
@@ -49,6 +50,12 @@ def export(
     student = dataclasses.replace(student, lora=restored.arrays.lora)
     target = out or workdir / "export" / format
     if format == "peft":
+        if is_wrapped(folder):
+            raise UserError(
+                f"{source} wraps its text model, which is called otherwise in it than alone: PEFT "
+                "would not find what the adapter belongs to",
+                "write --format=merged, which is the text model with the adapters in it",
+            )
         base_name = source if is_hub_id(source) else str(folder.resolve())
         export_adapter(student, config.lora, target, base_name, replace=out is None)
     else:

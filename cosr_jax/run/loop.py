@@ -96,7 +96,7 @@ def train(
         stop = stack.enter_context(StopRequest())
         progress = stack.enter_context(Progress())
         progress.phase(f"loading the student {config.student.source}")
-        rooms = stack.enter_context(open_rooms(config))
+        rooms = stack.enter_context(open_rooms(config, progress.phase))
         school = open_school(config, rooms, make_curator)
         store = stack.enter_context(CheckpointStore(files.checkpoints, config.checkpoint.keep))
         run = Run(config, files, rooms, school, store, progress)

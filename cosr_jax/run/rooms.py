@@ -93,15 +93,18 @@ def training_mesh(config: RunConfig) -> Mesh | None:
 
 
 @contextlib.contextmanager
-def open_rooms(config: RunConfig) -> Iterator[Rooms]:
-    """Loads the student and starts the verifiers; ends the verifiers on the way out."""
+def open_rooms(config: RunConfig, tell: Callable[[str], None] | None = None) -> Iterator[Rooms]:
+    """Loads the student and starts the verifiers; ends the verifiers on the way out.
+
+    ``tell`` gets a line on how far loading has come, every few seconds.
+    """
     keep_programs()
     if config.student.compute_dtype == "float32":
         # Accelerators multiply float32 in fewer bits unless told otherwise.
         jax.config.update("jax_default_matmul_precision", "highest")
     checker = Checker(config) if config.verifier.checklist else None
     mesh = training_mesh(config)
-    student = load_student(config.student, config.lora, mesh, config.seed)
+    student = load_student(config.student, config.lora, mesh, config.seed, tell)
     chat = Chat(resolve_source(config.student.source), config.student.system_prompt)
     engine = JaxSampler(student, chat, config.rollout, mesh)
     with open_verifier(config, checker) as verifier:

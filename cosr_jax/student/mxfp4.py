@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cosr_jax.student.tensor_files import TensorFolder
+from cosr_jax.student.text_part import TextFolder
 from cosr_jax.types import UserError
 
 GROUP = 32  # values under one scale
@@ -29,13 +29,13 @@ def expand(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 
 class ExpandedFolder:
-    """A ``TensorFolder`` whose packed weights appear as plain ones, float32 [experts, in, out].
+    """A folder whose packed weights appear as plain ones, float32 [experts, in, out].
 
     Raises:
       UserError: blocks without scales of a fitting shape.
     """
 
-    def __init__(self, files: TensorFolder):
+    def __init__(self, files: TextFolder):
         self.folder, self._files = files.folder, files
         packed = {n.removesuffix("_blocks") for n in files.names if n.endswith("_blocks")}
         for name in packed:
@@ -63,6 +63,10 @@ class ExpandedFolder:
             return self._files.shape(name)
         experts, out, groups = self._files.shape(f"{name}_scales")
         return experts, groups * GROUP, out
+
+    def dtype(self, name: str) -> str:
+        """Dtype of a tensor as safetensors calls it: as ``read`` gives it where it was packed."""
+        return "F32" if name in self._packed else self._files.dtype(name)
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         """A tensor, or the part of it at ``index``; only blocks that the part touches are read."""

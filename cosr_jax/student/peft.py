@@ -34,6 +34,7 @@ from cosr_jax.student.tensor_files import (
     read_json,
     write_tensors,
 )
+from cosr_jax.student.text_part import alone
 from cosr_jax.student.weights import hf_tensors
 from cosr_jax.types import UserError
 
@@ -148,9 +149,9 @@ def export_merged(
       replace: whether a non-empty ``folder`` gives way.
 
     Raises:
-      UserError: ``folder`` is not empty, or ``source`` has no config.json.
+      UserError: ``folder`` is not empty, or ``source`` has no config.json that can be read.
     """
-    config = read_json(source / "config.json")
+    config = alone(read_json(source / "config.json"))
     config.pop("torch_dtype", None)  # the older spelling of dtype
     config.pop("quantization_config", None)  # what was packed is written plain
     config["dtype"] = str(_plain_dtype(student))

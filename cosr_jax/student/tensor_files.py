@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -60,6 +62,13 @@ class TensorFolder:
                 raise UserError(
                     f"{folder / INDEX_NAME}: key 'weight_map' is missing", "get the file again"
                 )
+            for name, file in located.items():
+                if not isinstance(file, str):
+                    raise UserError(
+                        f"{folder / INDEX_NAME}: weight_map puts {name!r} into {file!r:.100}, "
+                        "which is no file name",
+                        "get the file again",
+                    )
             files = {name: open_safetensors(folder / name) for name in set(located.values())}
             for name, file in located.items():
                 if name not in files[file].keys():  # noqa: SIM118 (no mapping)
@@ -79,6 +88,15 @@ class TensorFolder:
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
         return tuple(self._files[name].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """Stored dtype of a tensor as safetensors calls it, e.g. "BF16"."""
+        return self._files[name].get_slice(name).get_dtype()
+
+    def nbytes(self, name: str) -> int:
+        """Stored size of a tensor in bytes."""
+        bits = re.search(r"\d+", self.dtype(name))  # "BOOL" has none, and a byte
+        return math.prod(self.shape(name)) * (int(bits[0]) // 8 if bits else 1)
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         """A tensor, or the part of it at ``index``, in its stored dtype."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,18 @@ from cosr_jax.student.mxfp4 import ExpandedFolder
 from cosr_jax.student.names import HfName, hf_names
 from cosr_jax.student.quantised import LARGEST, Quantised, logical_axes, pack_like
 from cosr_jax.student.sources import resolve_source
-from cosr_jax.student.tensor_files import TensorFolder, read_json
+from cosr_jax.student.tensor_files import TensorFolder
+from cosr_jax.student.text_part import TextFolder, read_text_config
 from cosr_jax.types import UserError
 
 #: A stack of layers up to this size is read whole, a larger one layer by layer.
 HELD_BYTES = 256 << 20
+
+#: How weights may be stored, as safetensors calls it.
+_DTYPES = ("F64", "F32", "F16", "BF16")
+
+#: Entries that are looked at together for what is not finite.
+_LOOKED_AT = 1 << 20
 
 
 def load_config(source: str) -> ModelConfig:
@@ -36,11 +43,15 @@ def load_config(source: str) -> ModelConfig:
     Raises:
       UserError: the source, or its config.json, cannot be used.
     """
-    return ModelConfig.from_hf(read_json(resolve_source(source) / "config.json"))
+    return ModelConfig.from_hf(read_text_config(resolve_source(source)))
 
 
 def load_student(
-    config: StudentConfig, lora: LoraConfig, mesh: Mesh | None = None, seed: int = 0
+    config: StudentConfig,
+    lora: LoraConfig,
+    mesh: Mesh | None = None,
+    seed: int = 0,
+    tell: Callable[[str], None] | None = None,
 ) -> Student:
     """The student with its weights read and fresh adapters.
 
@@ -52,24 +63,35 @@ def load_student(
       lora: of the adapters.
       mesh: where to place the weights; None is the default device.
       seed: of the adapters' start values.
+      tell: gets a line on how far the reading has come, every few seconds.
 
     Raises:
-      UserError: the source cannot be used, or a tensor is missing, unexpected or of another shape.
+      UserError: the source cannot be used, or a tensor is missing, unexpected, of another shape or
+        kind of number, or not finite.
     """
     folder = resolve_source(config.source)
-    model = ModelConfig.from_hf(read_json(folder / "config.json"))
+    model = ModelConfig.from_hf(read_text_config(folder))
     abstract = abstract_student(model, config, lora)
-    base = load_base(abstract, folder, mesh)
+    base = load_base(abstract, folder, mesh, tell)
     return dataclasses.replace(abstract, base=base, lora=init_lora(abstract.lora, seed, mesh))
 
 
-def load_base(student: Student, folder: Path, mesh: Mesh | None = None) -> nnx.State:
+def load_base(
+    student: Student,
+    folder: Path,
+    mesh: Mesh | None = None,
+    tell: Callable[[str], None] | None = None,
+) -> nnx.State:
     """Frozen weights from a folder, in the dtypes and shapes of ``student``, concrete or abstract.
 
+    Of a multimodal model the text part is read.
+
     Raises:
-      UserError: a file cannot be read, or a tensor is missing, unexpected or of another shape.
+      UserError: a file cannot be read, or a tensor is missing, unexpected, of another shape or kind
+        of number, or not finite.
     """
-    tensors = ExpandedFolder(TensorFolder(folder))
+    files = TextFolder(TensorFolder(folder), tell)
+    tensors = ExpandedFolder(files)
     names = hf_names(student.config)
     _check_names(tensors, student.base, names)
     leaves = {}
@@ -77,6 +99,7 @@ def load_base(student: Student, folder: Path, mesh: Mesh | None = None) -> nnx.S
         leaves[path] = variable.replace(
             _read_variable(tensors, names[path], variable, mesh, ".".join(map(str, path)))
         )
+    files.report()
     return nnx.State.from_flat_path(leaves)
 
 
@@ -127,6 +150,12 @@ def _check_names(
                 f"{tensors.folder}: tensor {tensor!r} has shape {list(tensors.shape(tensor))}, "
                 f"config.json says {list(shape)}",
                 "take config.json and weights of the same model",
+            )
+        if tensors.dtype(tensor) not in _DTYPES:
+            raise UserError(
+                f"{tensors.folder}: tensor {tensor!r} is of dtype {tensors.dtype(tensor)}, not one "
+                f"of {', '.join(_DTYPES)}",
+                "use the weights that were not quantised, or MXFP4",
             )
 
 
@@ -198,6 +227,7 @@ def _read_part(
 
     def one(tensor: str) -> np.ndarray:
         value = tensors.read(tensor, inner[::-1] if name.transposed else inner)
+        _check_finite(tensors, tensor, value)
         value = np.asarray(value.T if name.transposed else value, like.dtype)
         if isinstance(like, Quantised) and not -LARGEST <= value.min() <= value.max() <= LARGEST:
             raise UserError(
@@ -213,3 +243,14 @@ def _read_part(
     for at in np.ndindex(out.shape[: name.stacks]):
         out[at] = one(name.tensor(tuple(s.start + i for s, i in zip(index, at, strict=False))))
     return out
+
+
+def _check_finite(tensors: ExpandedFolder, name: str, value: np.ndarray) -> None:
+    """In pieces, so that looking takes no memory to speak of."""
+    entries = value.reshape(-1)
+    for start in range(0, len(entries), _LOOKED_AT):
+        if not np.isfinite(entries[start : start + _LOOKED_AT]).all():
+            raise UserError(
+                f"{tensors.folder}: tensor {name!r} has entries that are not finite",
+                "get the files again",
+            )

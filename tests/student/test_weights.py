@@ -74,6 +74,28 @@ def test_large_stacks_are_read_layer_by_layer(tmp_path, monkeypatch):
         np.testing.assert_array_equal(ours, value)
 
 
+@pytest.mark.slow
+def test_the_host_holds_about_the_largest_tensor_of_many_files(tmp_path, monkeypatch):
+    """360 MiB in files of 64 MiB, of which the embedding is 64 MiB, on eight devices."""
+    config = ModelConfig(32768, 512, 2048, 18, 8, 8, 64, 1e-6, 1e4, True)
+    abstract = abstract_student(config, StudentConfig(), None)
+    base = random_base(abstract.base, seed=0)
+    variables = ((path, v.get_raw_value()) for path, v in base.flat_state())
+    write_tensors(tmp_path, hf_tensors(config, variables), shard_bytes=64 << 20)
+    whole = sum(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    largest = 32768 * 512 * 4
+    assert whole > 5 * largest and len(list(tmp_path.glob("*.safetensors"))) > 5
+    monkeypatch.setattr(weights, "HELD_BYTES", 0)
+    mesh = sharding.make_mesh(MeshConfig(1, 4, 2))
+    for where in (None, mesh):
+        tracemalloc.start()
+        load_base(abstract, tmp_path, where)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        print(f"{whole / 2**20:.0f} MiB of files: {peak / 2**20:.0f} MiB at most in NumPy")
+        assert peak < 1.5 * largest
+
+
 def test_bfloat16_rounds_once(tmp_path):
     folder = write_folder(tmp_path, "tiny_llama")
     config = load_config(str(folder))
