@@ -62,10 +62,10 @@ def cases(times):
     return found
 
 
-def judge(pool, times):
+def judge(pool, times, limits=None):
     """The cases whose verdict was another one than it must be."""
     chosen = cases(times)
-    verdicts = pool.judge([case for case, _ in chosen])
+    verdicts = pool.judge([case for case, _ in chosen], limits)
     return [
         (case[0].key, verdict)
         for (case, expected), verdict in zip(chosen, verdicts, strict=True)
@@ -136,7 +136,7 @@ def test_servers_killed_while_at_work_cost_no_verdict(pool):
 @needs_proc
 def test_a_hung_server_is_no_failure_of_its_programs(monkeypatch):
     monkeypatch.setattr(process, "_KILL_S", 2.0)
-    with VerifierPool(VerifierConfig(workers=4, wall_s=1.0)) as pool:
+    with VerifierPool(VerifierConfig(workers=4, wall_s=5.0)) as pool:
         pool.judge([case for case, _ in cases(1)])
         servers = [pid for pid in descendants(os.getpid()) if "sandbox" in command_line(pid)]
         assert servers
@@ -144,7 +144,7 @@ def test_a_hung_server_is_no_failure_of_its_programs(monkeypatch):
             os.kill(pid, signal.SIGSTOP)
         wrong = judge(pool, 2)
         assert [each for each in wrong if each[1].outcome is not Outcome.ERROR] == []
-        assert judge(pool, 1) == []  # others have taken their places
+        assert judge(pool, 1, Limits(wall_s=60.0)) == []  # others have taken their places
     assert not [pid for pid in servers if "sandbox" in command_line(pid)]
 
 
