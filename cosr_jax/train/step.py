@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cosr_jax import sharding
 from cosr_jax.config import TrainConfig
+from cosr_jax.student.compiling import compiler_options
 from cosr_jax.student.model import Student, merge
 from cosr_jax.student.routing import load_metrics
 from cosr_jax.train.batching import TrainBatch, microbatch_rows
@@ -131,27 +132,25 @@ def make_train_step(
         terms = objective(logprobs, entropy, reference, chunk)
         return terms.loss, dataclasses.replace(terms, load=load)
 
+    @jax.jit  # traced once, for its shapes as for its values
+    def gradient(state: TrainState, base: nnx.State, batch: TrainBatch, i: jax.Array):
+        key = None
+        if dropout_seed is not None:
+            key = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
+            key = jax.random.fold_in(key, i)
+        chunk = _microbatches(batch, train, mesh)(i)
+        return jax.grad(loss_terms, has_aux=True)(state.lora, base, chunk, key)
+
     def accumulate(state: TrainState, base: nnx.State, batch: TrainBatch):
-        microbatch = _microbatches(batch, train, mesh)
-
-        def gradient(i: jax.Array | int):
-            key = None
-            if dropout_seed is not None:
-                key = jax.random.fold_in(jax.random.key(dropout_seed), state.step)
-                key = jax.random.fold_in(key, i)
-            grad = jax.grad(loss_terms, has_aux=True)
-            return grad(state.lora, base, microbatch(i), key)
-
         def add(i, total):
-            (grads, terms), (more_grads, more) = total, gradient(i)
+            (grads, terms), (more_grads, more) = total, gradient(state, base, batch, i)
             added = jax.tree.map(jnp.add, (grads, terms), (more_grads, more))
             maxima = jax.tree.map(jnp.maximum, terms.maxima, more.maxima)
             return added[0], dataclasses.replace(added[1], maxima=maxima)
 
-        start = jax.tree.map(
-            lambda like: jnp.zeros(like.shape, jnp.float32), jax.eval_shape(gradient, 0)
-        )
-        return jax.lax.fori_loop(0, batch.num_microbatches, add, start)
+        like = jax.eval_shape(gradient, state, base, batch, jnp.int32(0))
+        start = jax.tree.map(lambda like: jnp.zeros(like.shape, jnp.float32), like)
+        return jax.lax.fori_loop(jnp.int32(0), batch.num_microbatches, add, start)
 
     def train_step(state, base, batch, learning_rate):
         with _mesh_context(mesh):
@@ -179,8 +178,9 @@ def make_train_step(
         )
         return new_state, _metrics(terms, loss, grad_norm, rate, new_state)
 
+    options = compiler_options(mesh)
     if mesh is None:
-        return jax.jit(train_step, donate_argnames="state")
+        return jax.jit(train_step, donate_argnames="state", compiler_options=options)
     replicated = NamedSharding(mesh, PartitionSpec())
     of_state = train_state_shardings(mesh, student.lora, train)
     of_base = sharding.state_shardings(mesh, student.base)
@@ -189,6 +189,7 @@ def make_train_step(
         donate_argnames="state",
         in_shardings=(of_state, of_base, replicated, replicated),
         out_shardings=(of_state, replicated),
+        compiler_options=options,
     )
 
 
@@ -223,12 +224,18 @@ def make_logprobs_fn(
             zeros = jnp.zeros(batch.completion_tokens.shape, jnp.float32)
             return jax.lax.fori_loop(0, batch.num_microbatches, fill, (zeros, zeros))
 
+    options = compiler_options(mesh)
     if mesh is None:
-        return jax.jit(logprobs)
+        return jax.jit(logprobs, compiler_options=options)
     replicated = NamedSharding(mesh, PartitionSpec())
     of_lora = sharding.state_shardings(mesh, student.lora)
     of_base = sharding.state_shardings(mesh, student.base)
-    return jax.jit(logprobs, in_shardings=(of_lora, of_base, replicated), out_shardings=replicated)
+    return jax.jit(
+        logprobs,
+        in_shardings=(of_lora, of_base, replicated),
+        out_shardings=replicated,
+        compiler_options=options,
+    )
 
 
 def batch_shards(mesh: Mesh | None) -> int:
