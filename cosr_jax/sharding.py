@@ -77,7 +77,11 @@ def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
 
 
 def array_sharding(
-    mesh: Mesh, axes: Sequence[str | None], shape: Sequence[int], name: str = "array"
+    mesh: Mesh,
+    axes: Sequence[str | None],
+    shape: Sequence[int],
+    name: str = "array",
+    remedy: str = "choose a smaller mesh axis",
 ) -> NamedSharding:
     """Where an array of ``shape`` with these logical axes lives on ``mesh``.
 
@@ -91,7 +95,7 @@ def array_sharding(
             raise UserError(
                 f"config.mesh: axis {axis!r} of {name} has {size} entries, "
                 f"which {shards} shards ({' x '.join(mesh_axes)}) do not divide",
-                "choose a smaller mesh axis",
+                remedy,
             )
     return NamedSharding(mesh, partition_spec(axes))
 
@@ -114,7 +118,11 @@ def variable_sharding(mesh: Mesh, variable: nnx.Variable, name: str) -> Any:
     """
 
     def of(path: Any, value: Any, axes: Sequence[str | None]) -> NamedSharding:
-        return array_sharding(mesh, axes, value.shape, name + jax.tree_util.keystr(path))
+        if not path:
+            return array_sharding(mesh, axes, value.shape, name)
+        part = f"{name}{jax.tree_util.keystr(path)} (packed in blocks)"
+        remedy = "choose a smaller mesh axis, or a smaller config.student.quantise_block"
+        return array_sharding(mesh, axes, value.shape, part, remedy)
 
     value, axes = variable.get_raw_value(), variable.get_metadata()["axes"]
     return jax.tree_util.tree_map_with_path(of, value, axes)

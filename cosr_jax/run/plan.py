@@ -193,7 +193,7 @@ def explain(error: jax.errors.JaxRuntimeError, what: str) -> UserError:
     return UserError(
         f"{what} does not fit: {_one_line(error)}",
         "raise config.mesh.fsdp or tensor (with more chips), lower config.train.microbatch_size, "
-        "or set config.student.param_dtype=bfloat16",
+        "or set config.student.param_dtype=bfloat16, or config.student.quantise=nf4",
     )
 
 

@@ -231,8 +231,7 @@ def _read_part(
         value = np.asarray(value.T if name.transposed else value, like.dtype)
         if isinstance(like, Quantised) and not -LARGEST <= value.min() <= value.max() <= LARGEST:
             raise UserError(
-                f"{tensors.folder}: tensor {tensor!r} has entries that are not finite, or over "
-                f"{LARGEST:g}",
+                f"{tensors.folder}: tensor {tensor!r} has entries over {LARGEST:g}",
                 "get the files again, or set config.student.quantise=none",
             )
         return value

@@ -164,7 +164,7 @@ def test_blocks_that_do_not_fit_are_refused_with_their_sizes(folder):
     with pytest.raises(UserError, match="quantise_block: 7 is odd"):
         abstract(7)
     mesh = sharding.make_mesh(MeshConfig(1, 8, 1))
-    with pytest.raises(UserError, match=r"kernel.codes has 4 entries, which 8 shards"):
+    with pytest.raises(UserError, match=r"\(packed in blocks\) has 4 entries, which 8 shards"):
         load_base(abstract(BLOCK), folder, mesh)
 
 
