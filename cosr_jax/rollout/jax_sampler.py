@@ -31,6 +31,9 @@ from cosr_jax.types import Completion, Finished, SamplingParams, UserError
 #: Slots are refilled, and completions handed over, when this share of them has ended: less often,
 #: and slots stand idle; more often, and the device waits for the host.
 _REFILL_SHARE = 1 / 8
+#: Bytes of base weights up to which a CPU decodes from a copy: beyond, memory is dearer than time,
+#: and a copy's program grows with the number of layers.
+_MOST_COPIED = 4 * 2**30
 
 
 class JaxSampler:
@@ -58,7 +61,8 @@ class JaxSampler:
         model = merge(student.graphdef, student.lora, student.base)
         self._dtype = model.compute_dtype
         is_one_cpu = mesh is None and jax.default_backend() == "cpu"
-        can_copy = student.config.moe is None and not is_packed(student.base)
+        is_small = sum(leaf.nbytes for leaf in jax.tree.leaves(student.base)) <= _MOST_COPIED
+        can_copy = is_small and student.config.moe is None and not is_packed(student.base)
         self._unstacked = config.decoding_copy and is_one_cpu and can_copy
         # In bfloat16 small adapters would be rounded away from the sum.
         self._merged = (
