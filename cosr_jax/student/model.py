@@ -69,7 +69,8 @@ def abstract_student(
             student.remat,
         )
     )
-    graphdef, adapters, base = nnx.split(module, nnx.LoRAParam, nnx.Param)
+    graphdef, adapters, *frozen = nnx.split(module, nnx.LoRAParam, nnx.Param)
+    (base,) = frozen
     return Student(config, graphdef, adapters, quantised_base(base, linear_names(config), student))
 
 
