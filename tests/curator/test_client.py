@@ -597,11 +597,11 @@ def test_sixteen_questions_while_the_server_is_killed_and_comes_back():
     clock = SkippingClock()
     with OpenAiServer(after(0.05, answer(GOOD))) as server:
         url = server.url
-        client = make_client(url, clock=clock, max_attempts=3, deadline_s=20.0)
+        client = make_client(url, clock=clock, max_attempts=3, deadline_s=200.0)
         assert all(isinstance(o, Reply) for o in client.ask_all(questions))
     started = time.monotonic()
     outcomes = client.ask_all(questions)
-    assert time.monotonic() - started < 18.0  # none waits for its deadline
+    assert time.monotonic() - started < 180.0  # none waits for its deadline
     assert {o.reason for o in outcomes} <= {"connection", "breaker_open"}
     clock.waits.append(60.0)
     with OpenAiServer(answer(GOOD), port=int(url.split(":")[2].split("/")[0])):

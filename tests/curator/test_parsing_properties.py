@@ -2,9 +2,9 @@
 
 import json
 import re
-import time
 
 import pytest
+from clocks import cpu_s
 from fake_judge import judge
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
@@ -273,13 +273,10 @@ HARD = {
 @pytest.mark.parametrize("unit", HARD.values(), ids=HARD)
 @pytest.mark.parametrize("schema", SCHEMAS)
 def test_a_million_characters_take_seconds(schema, unit):
-    start = time.process_time()
-    read(schema, (unit * MAX_CHARS)[:MAX_CHARS])
-    assert time.process_time() - start < 15
+    assert cpu_s(read, schema, (unit * MAX_CHARS)[:MAX_CHARS]) < 15
 
 
 @pytest.mark.parametrize("unit", HARD.values(), ids=HARD)
 def test_a_long_answer_takes_time_linear_in_its_length(unit):
-    start = time.process_time()
-    read("tasks", (unit * 60_000)[:60_000])
-    assert time.process_time() - start < 2.0  # quadratic work would take minutes
+    # Quadratic work would take minutes.
+    assert cpu_s(read, "tasks", (unit * 60_000)[:60_000]) < 2.0

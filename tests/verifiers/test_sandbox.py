@@ -317,7 +317,8 @@ def test_a_member_that_is_killed_from_outside_is_no_failure_of_the_program(box):
                 await asyncio.sleep(0.01)
             (pid,) = new
             os.kill(pid, signal.SIGKILL)
-            with pytest.raises(SandboxError, match="killed from outside"):
+            # It may not have been ready yet.
+            with pytest.raises(SandboxError, match=r"killed from outside|not isolated: it died"):
                 await case.wait(0)
 
     box.run(scenario())
