@@ -32,6 +32,7 @@ from cosr_jax.rollout.jax_sampler import JaxSampler
 from cosr_jax.student.lora import init_lora
 from cosr_jax.student.model import ModelConfig, Student, abstract_student, random_base
 from cosr_jax.student.peft import export_adapter
+from cosr_jax.student.products import product
 from cosr_jax.student.sources import resolve_source
 from cosr_jax.student.tensor_files import building, write_tensors
 from cosr_jax.student.weights import hf_tensors, load_student
@@ -437,7 +438,7 @@ def ceiling(job: Job, channel: Channel) -> None:
     setup, sizes = set_up(job), job.sizes
     config, rows = setup.student.config, sizes.sft_rows * sizes.sft_tokens
     vocabulary = [(config.hidden_size, config.vocab_size)]
-    product = jax.jit(jax.numpy.matmul)
+    times = jax.jit(product)
     copy = jax.jit(lambda x: x + 1)
     parts: dict[str, tuple[Any, Any]] = {}
     amounts: dict[str, tuple[float, str]] = {}
@@ -451,7 +452,7 @@ def ceiling(job: Job, channel: Channel) -> None:
                 )
                 for n, m in shapes
             ]
-            parts[f"{name} {dtype}"] = (product, pairs)
+            parts[f"{name} {dtype}"] = (times, pairs)
             amounts[f"{name} {dtype}"] = (sum(2 * rows * n * m for n, m in shapes), "FLOP")
     copied = jax.numpy.zeros((sizes.copied_mib, 2**18), "float32")
     parts["copy"] = (copy, [(copied,)])

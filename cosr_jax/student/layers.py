@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cosr_jax.config import LoraConfig
-from cosr_jax.student.lora import lora_scale, merged_product, merges
+from cosr_jax.student.lora import adapter_product, lora_scale, merged_product, merges
+from cosr_jax.student.products import frozen_product
 from cosr_jax.student.quantised import Quantised
 
 
@@ -62,7 +63,7 @@ class Linear(nnx.Module):
         if not isinstance(kernel, Quantised):  # which is widened within each product
             kernel = kernel.astype(tokens.dtype)
         if not (adapters and self.scale):
-            return tokens @ kernel
+            return _times(tokens, kernel)
         a, b = (x[...].astype(tokens.dtype) for x in (self.lora_a, self.lora_b))
         if dropout_key is None and merges(tokens, a, b):
             return merged_product(tokens, kernel, a, b, self.scale)
@@ -70,7 +71,12 @@ class Linear(nnx.Module):
         if dropout_key is not None:
             keep = jax.random.bernoulli(dropout_key, 1 - self.dropout, inputs.shape)
             inputs = jnp.where(keep, inputs / (1 - self.dropout), 0)
-        return tokens @ kernel + ((inputs @ a) * self.scale) @ b
+        return _times(tokens, kernel) + adapter_product(inputs, a, b, self.scale)
+
+
+def _times(tokens: jax.Array, kernel: Any) -> jax.Array:
+    is_plain = isinstance(kernel, jax.Array)  # others know how they are multiplied
+    return frozen_product(tokens, kernel) if is_plain else tokens @ kernel
 
 
 class RMSNorm(nnx.Module):

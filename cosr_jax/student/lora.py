@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from cosr_jax import sharding
 from cosr_jax.config import LoraConfig
+from cosr_jax.student.products import product
 from cosr_jax.student.quantised import Quantised
 from cosr_jax.types import UserError
 
@@ -55,7 +56,7 @@ def merged_product(
     Returns:
       [tokens, out].
     """
-    return x @ (kernel.astype(x.dtype) + scale * (a @ b))
+    return product(x, kernel.astype(x.dtype) + scale * product(a, b))
 
 
 def _merged_forward(x, kernel, a, b, scale):
@@ -64,14 +65,40 @@ def _merged_forward(x, kernel, a, b, scale):
 
 def _merged_backward(scale, saved, pull):
     x, kernel, a, b = saved
-    low_pull = scale * (pull @ b.T)
-    # Narrow matrices on the left: contracting the tokens of a wide left side would transpose it.
-    pull_a = (low_pull.T @ x).T
-    pull_b = scale * ((x @ a).T @ pull)
-    return pull @ (kernel.astype(x.dtype) + scale * (a @ b)).T, None, pull_a, pull_b
+    _, pull_a, pull_b = _adapter_pulls(x, a, b, scale, pull)
+    merged = kernel.astype(x.dtype) + scale * product(a, b)
+    return product(pull, merged.T), None, pull_a, pull_b
 
 
 merged_product.defvjp(_merged_forward, _merged_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def adapter_product(x: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+    """scale (x A) B [tokens, out]; arguments as of ``merged_product``."""
+    return product(product(x, a) * scale, b)
+
+
+def _adapter_forward(x, a, b, scale):
+    return adapter_product(x, a, b, scale), (x, a, b)
+
+
+def _adapter_backward(scale, saved, pull):
+    x, a, b = saved
+    low_pull, pull_a, pull_b = _adapter_pulls(x, a, b, scale, pull)
+    return product(low_pull, a.T), pull_a, pull_b
+
+
+adapter_product.defvjp(_adapter_forward, _adapter_backward)
+
+
+def _adapter_pulls(x, a, b, scale, pull):
+    """Gradients of scale (x A) B with respect to x A, to A and to B."""
+    low_pull = scale * product(pull, b.T)
+    # Narrow matrices on the left: contracting the tokens of a wide left side would transpose it.
+    pull_a = product(low_pull.T, x).T
+    pull_b = scale * product(product(x, a).T, pull)
+    return low_pull, pull_a, pull_b
 
 
 def adapted_names(config: LoraConfig, names: tuple[str, ...]) -> tuple[str, ...]:

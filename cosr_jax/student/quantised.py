@@ -20,6 +20,7 @@ from flax import nnx
 
 from cosr_jax import sharding
 from cosr_jax.config import StudentConfig
+from cosr_jax.student.products import frozen_product
 from cosr_jax.types import UserError
 
 #: What a code of nf4 means, before the block's scale: quantiles of a normal distribution
@@ -93,13 +94,7 @@ class Quantised:
         return (values * scale).astype(dtype).reshape(self.shape)
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
-        return _product(x, self)
-
-
-# For the backward pass the codes are kept, and widened again.
-@jax.checkpoint
-def _product(x: jax.Array, kernel: Quantised) -> jax.Array:
-    return x @ kernel.astype(x.dtype)
+        return frozen_product(x, self)
 
 
 def _nf4_values(codes: jax.Array) -> jax.Array:

@@ -19,6 +19,7 @@ from flax import nnx
 
 from cosr_jax.student.layers import Linear
 from cosr_jax.student.packed import Packed
+from cosr_jax.student.products import product
 
 #: Arrays of all layers: one with a leading layers axis, or one a layer.
 Stack = Packed | tuple[Packed, ...]
@@ -66,7 +67,7 @@ class Unstacked:
         # [out, in] x [in, rows]: a kernel that stands first is read as it lies; standing second,
         # it would be packed into another layout before each product.
         assert self.layer is not None
-        return at_layer(self.kernels, self.layer, jnp.matmul, x.T).T
+        return at_layer(self.kernels, self.layer, product, x.T).T
 
 
 def unstack(graphdef: nnx.GraphDef, lora: nnx.State, base: nnx.State, merged: bool) -> nnx.State:
