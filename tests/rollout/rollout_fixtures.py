@@ -34,6 +34,17 @@ class NumberChat:
         return " ".join(str(token) for token in token_ids if token not in self.stop_ids)
 
 
+def moved_adapters(abstract: Student, mesh: Mesh | None) -> nnx.State:
+    """Adapters off their start; equal values on every mesh."""
+    leaves, treedef = jax.tree.flatten(init_lora(abstract.lora, 0, mesh))
+    keys = jax.random.split(jax.random.key(7), len(leaves))
+    moved = [
+        jax.device_put(x + 0.05 * jax.random.normal(k, x.shape), x.sharding)
+        for x, k in zip(leaves, keys, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, moved)
+
+
 @functools.cache
 def tiny_student(vocab: int = 304, mesh: Mesh | None = None) -> Student:
     """A float32 student with adapters off their start; equal values on every mesh."""
@@ -42,13 +53,7 @@ def tiny_student(vocab: int = 304, mesh: Mesh | None = None) -> Student:
     base = random_base(abstract.base, 0, mesh)
     # A larger base makes the tiny model's predictions far from uniform.
     base = jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, base)
-    leaves, treedef = jax.tree.flatten(init_lora(abstract.lora, 0, mesh))
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    moved = [
-        jax.device_put(x + 0.05 * jax.random.normal(k, x.shape), x.sharding)
-        for x, k in zip(leaves, keys, strict=True)
-    ]
-    return Student(config, abstract.graphdef, jax.tree.unflatten(treedef, moved), base)
+    return Student(config, abstract.graphdef, moved_adapters(abstract, mesh), base)
 
 
 def make_engine(student: Student, mesh: Mesh | None = None, **config) -> JaxSampler:

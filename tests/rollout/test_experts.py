@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from rollout_fixtures import make_engine, make_prompts
+from rollout_fixtures import make_engine, make_prompts, moved_adapters
 
 from cosr_jax.config import GrpoConfig, LoraConfig, MeshConfig, StudentConfig, TrainConfig
 from cosr_jax.sharding import make_mesh
 from cosr_jax.student.families import MoeConfig
-from cosr_jax.student.lora import init_lora
 from cosr_jax.student.model import ModelConfig, Student, abstract_student, random_base
 from cosr_jax.student.routing import load_metrics, router_load
 from cosr_jax.train.batching import batch_shape, grpo_batch, sft_batch
@@ -43,13 +42,7 @@ def student(name, mesh=None):
     model = MODELS[name]
     abstract = abstract_student(model, StudentConfig(), LoraConfig(rank=2, alpha=4.0))
     base = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, random_base(abstract.base, 0, mesh))
-    leaves, treedef = jax.tree.flatten(init_lora(abstract.lora, 0, mesh))
-    keys = jax.random.split(jax.random.key(7), len(leaves))
-    moved = [
-        jax.device_put(x + 0.05 * jax.random.normal(k, x.shape), x.sharding)
-        for x, k in zip(leaves, keys, strict=True)
-    ]
-    return Student(model, abstract.graphdef, jax.tree.unflatten(treedef, moved), base)
+    return Student(model, abstract.graphdef, moved_adapters(abstract, mesh), base)
 
 
 def judged(completions):

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
+from topology_fixtures import compiled_memory
 
 #: Qwen3-8B's shape, nf4, rank 16; 8 sequences of 512 + 512 tokens, one at a time.
 PROGRAM = """
@@ -32,18 +28,7 @@ print(json.dumps({"arguments": memory.arguments, "temporary": memory.temporary})
 @pytest.mark.slow
 @pytest.mark.topology
 def test_qlora_of_an_8b_student_fits_one_v5e_chip():
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
-        # Of the tests' flags for XLA, libtpu does not know all, and ends the process.
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    memory = json.loads(done.stdout.splitlines()[-1])
-    print({part: f"{size / 2**30:.2f} GiB" for part, size in memory.items()})
+    memory = compiled_memory(PROGRAM)
     # Embedding and output 2.3, kernels of 4.25 bits 3.4, adapters and moments 0.5 GiB.
     assert 6.2 * 2**30 < memory["arguments"] <= 6.5 * 2**30
     # A wide stack of layers would be 13 GiB.

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
+from topology_fixtures import compiled_memory
 
 pytestmark = pytest.mark.topology
 
@@ -44,19 +42,7 @@ print(json.dumps({"temporary": memory.temporary, "total": memory.total}))
     "name, sizes", [("sft", (1, 16, 1)), ("grpo", (1, 16, 1)), ("grpo", (1, 8, 2))]
 )
 def test_a_1_5b_student_needs_at_most_one_gib_of_temporary_memory_on_16_v5e_chips(name, sizes):
-    # A process of its own: libtpu writes to stderr, and its platform choice outlives a test.
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, name, json.dumps(sizes)],
-        # Of the tests' flags for XLA, libtpu does not know all, and ends the process.
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    memory = json.loads(done.stdout.splitlines()[-1])
-    print(name, sizes, {part: f"{size / 2**30:.2f} GiB" for part, size in memory.items()})
+    memory = compiled_memory(PROGRAM, name, json.dumps(sizes))
     assert 0 < memory["temporary"] <= 2**30
     # Weights, moments and gradients of a chip's share; nowhere near the chip's 16 GiB.
     assert memory["total"] <= 2 * 2**30
