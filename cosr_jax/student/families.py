@@ -7,13 +7,13 @@ computation in a way that is not supported is refused.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from cosr_jax.student.keys import REMEDY, Values, flag, listed, number, positive, section, whole
 from cosr_jax.student.rope import read_scaling
 from cosr_jax.types import UserError
 
-Values = Mapping[str, Any]
 ACTIVATIONS = ("silu", "gelu_pytorch_tanh")
 
 
@@ -40,7 +40,7 @@ def with_defaults(values: Values) -> Values:
       UserError: an unknown family.
     """
     family = values.get("model_type")
-    if family not in _FAMILIES:
+    if not isinstance(family, str) or family not in _FAMILIES:
         raise UserError(
             f"config.json: model_type {family!r} is not supported",
             f"use a student of a supported family: {', '.join(_FAMILIES)}",
@@ -55,75 +55,92 @@ def read_options(values: Values) -> dict[str, Any]:
       UserError: a value that is not supported.
       KeyError: a key that the family needs is missing.
     """
-    key = "hidden_activation" if "hidden_activation" in values else "hidden_act"
-    activation = values.get(key, "silu")
+    key = "hidden_activation" if values["model_type"] == "gemma3_text" else "hidden_act"
+    activation = values.get(key) or "silu"
     if activation not in ACTIVATIONS:
         raise UserError(
             f"config.json: {key} {activation!r} is not supported",
             f"use a student with one of {', '.join(ACTIVATIONS)}",
         )
-    packing = (values.get("quantization_config") or {}).get("quant_method", "mxfp4")
-    if packing != "mxfp4":
+    packing = section(values, "quantization_config")
+    method = packing.get("quant_method")
+    if packing and method != "mxfp4":
         raise UserError(
-            f"config.json: quantization_config of quant_method {packing!r} is not supported",
+            f"config.json: quantization_config of quant_method {method!r} is not supported",
             "use the weights that were not quantised, or MXFP4",
+        )
+    if number(values, "partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(
+            f"config.json: partial_rotary_factor {values['partial_rotary_factor']} is not "
+            "supported",
+            "use a student whose heads are rotated whole",
         )
     return {"activation": activation, **_FAMILIES[values["model_type"]][1](values)}
 
 
 def _llama(values: Values) -> dict[str, Any]:
-    bias = bool(values.get("attention_bias", False))
     return {
-        "qkv_bias": bias,
-        "output_bias": bias,
-        "mlp_bias": bool(values.get("mlp_bias", False)),
+        **_attention_bias(values),
+        "mlp_bias": flag(values, "mlp_bias"),
         **_plain_rope(values),
     }
 
 
+def _attention_bias(values: Values) -> dict[str, bool]:
+    bias = flag(values, "attention_bias")
+    return {"qkv_bias": bias, "output_bias": bias}
+
+
 def _qwen2(values: Values) -> dict[str, Any]:
-    first = int(values.get("max_window_layers", 28))
-    layers = range(int(values["num_hidden_layers"]))
-    kinds = ["sliding_attention" if layer >= first else "full_attention" for layer in layers]
+    first = whole(values, "max_window_layers", 28, low=0)
+    kinds = [_kind(layer >= first) for layer in _layers(values)]
     return {"qkv_bias": True, **_plain_rope(values), **_optional_window(values, kinds)}
 
 
 def _qwen3(values: Values) -> dict[str, Any]:
-    bias = bool(values.get("attention_bias", False))
-    return {**_qwen2(values), "qkv_bias": bias, "output_bias": bias, "qk_norm": True}
+    return {**_qwen2(values), **_attention_bias(values), "qk_norm": True}
 
 
 def _qwen3_moe(values: Values) -> dict[str, Any]:
-    layers = range(int(values["num_hidden_layers"]))
-    plain = values.get("mlp_only_layers") or ()
-    step = int(values.get("decoder_sparse_step", 1))
+    layers = _layers(values)
+    plain = listed(values, "mlp_only_layers") or ()
+    step = whole(values, "decoder_sparse_step", 1)
     dense = tuple(i for i in layers if i in plain or (i + 1) % step)
     moe = MoeConfig(
         num_experts=_experts(values),
-        experts_per_token=int(values["num_experts_per_tok"]),
-        intermediate_size=int(values["moe_intermediate_size"]),
-        normalised=bool(values.get("norm_topk_prob", False)),
+        experts_per_token=whole(values, "num_experts_per_tok"),
+        intermediate_size=whole(values, "moe_intermediate_size"),
+        normalised=flag(values, "norm_topk_prob"),
         dense_layers=dense,
     )
+    kinds = [_kind(flag(values, "use_sliding_window"))] * len(layers)
+    if (listed(values, "layer_types") or kinds) != kinds:
+        raise UserError(
+            f"config.json: layer_types other than {kinds[0]!r} are not supported for qwen3_moe, "
+            "whose layers slide all or none, by use_sliding_window",
+            "use a student whose layers are all alike",
+        )
     return {
-        **_qwen3(values),
-        **_optional_window(values, ["sliding_attention"] * len(layers)),
+        **_attention_bias(values),
+        "qk_norm": True,
+        **_plain_rope(values),
+        **_optional_window(values, kinds),
         "moe": None if len(dense) == len(layers) else moe,
     }
 
 
 def _smollm3(values: Values) -> dict[str, Any]:
-    layers = range(int(values["num_hidden_layers"]))
-    turned = values.get("no_rope_layers")  # despite its name: 1 where positions are rotated
+    layers = _layers(values)
+    turned = listed(values, "no_rope_layers")  # despite its name: 1 where positions are rotated
     if turned is None:
-        interval = int(values.get("no_rope_layer_interval", 4))
+        interval = whole(values, "no_rope_layer_interval", 4)
         turned = [(layer + 1) % interval != 0 for layer in layers]
     if len(turned) < len(layers):
         raise UserError(
             f"config.json: no_rope_layers has {len(turned)} entries for {len(layers)} layers",
-            "take the file that came with the weights",
+            REMEDY,
         )
-    kinds = ["full_attention" if turned[layer] else "sliding_attention" for layer in layers]
+    kinds = [_kind(not turned[layer]) for layer in layers]
     return {
         **_llama(values),
         **_optional_window(values, kinds),
@@ -132,125 +149,161 @@ def _smollm3(values: Values) -> dict[str, Any]:
 
 
 def _gemma3(values: Values) -> dict[str, Any]:
-    if values.get("use_bidirectional_attention"):
+    if flag(values, "use_bidirectional_attention"):
         raise UserError(
             "config.json: use_bidirectional_attention true is not supported", "use a causal student"
         )
-    bias = bool(values.get("attention_bias", False))
-    sections = values.get("rope_parameters") or {}
-    far = {**(values.get("rope_scaling") or {}), **(sections.get("full_attention") or {})}
-    near = sections.get("sliding_attention") or {}
-    if read_scaling(near, values.get("max_position_embeddings")) is not None:
+    sections, scaling = section(values, "rope_parameters"), section(values, "rope_scaling")
+    if "type" in scaling and "rope_type" not in scaling:
+        raise UserError(
+            "config.json: rope_scaling has the key 'type', which transformers passes over in "
+            "Gemma 3",
+            "rename it to 'rope_type', if this scaling is meant",
+        )
+    # transformers does not find "truncate" in the section of a kind of layers.
+    far = {**section(sections, "full_attention"), **scaling, "truncate": True}
+    near = section(sections, "sliding_attention")
+    if read_scaling(near, values) is not None:
         raise UserError(
             "config.json: rope_type of sliding_attention other than 'default' is not supported",
             "use a student whose sliding layers have plain RoPE",
         )
-    pattern = int(values.get("sliding_window_pattern") or 6)
-    layers = range(int(values["num_hidden_layers"]))
-    kinds = ["full_attention" if (i + 1) % pattern == 0 else "sliding_attention" for i in layers]
+    pattern = whole(values, "sliding_window_pattern", 6)
     # attn_logit_softcapping is left out: transformers' Gemma 3 does not apply it either.
     return {
-        "qkv_bias": bias,
-        "output_bias": bias,
+        **_attention_bias(values),
         "qk_norm": True,
-        "rope_theta": float(far.get("rope_theta") or values.get("rope_theta") or 1e6),
-        "rope_scaling": read_scaling(far, values.get("max_position_embeddings")),
-        "sliding_rope_theta": float(
-            near.get("rope_theta") or values.get("rope_local_base_freq") or 1e4
+        "rope_theta": positive(far, "rope_theta", positive(values, "rope_theta", 1e6)),
+        "rope_scaling": read_scaling(far, values),
+        "sliding_rope_theta": positive(
+            near, "rope_theta", positive(values, "rope_local_base_freq", 1e4)
         ),
-        **_window(values, kinds),
-        "query_scalar": float(values["query_pre_attn_scalar"]),
-        "logit_softcap": float(values.get("final_logit_softcapping") or 0.0),
+        **_window(values, [_kind((i + 1) % pattern != 0) for i in _layers(values)]),
+        "query_scalar": positive(values, "query_pre_attn_scalar"),
+        "logit_softcap": number(values, "final_logit_softcapping", 0.0),
         "post_norms": True,
         "norm_offset": 1.0,
-        "embedding_scale": float(values["hidden_size"]) ** 0.5,
+        "embedding_scale": whole(values, "hidden_size") ** 0.5,
     }
 
 
 def _gpt_oss(values: Values) -> dict[str, Any]:
-    bias = bool(values["attention_bias"])
-    layers = range(int(values["num_hidden_layers"]))
-    kinds = ["full_attention" if i % 2 else "sliding_attention" for i in layers]
+    if values.get("rope_parameters") is None and not values.get("rope_scaling"):
+        values = {**values, "rope_parameters": _GPT_OSS_ROPE}
     moe = MoeConfig(
         num_experts=_experts(values),
-        experts_per_token=int(values["num_experts_per_tok"]),
-        intermediate_size=int(values["intermediate_size"]),
+        experts_per_token=whole(values, "num_experts_per_tok"),
+        intermediate_size=whole(values, "intermediate_size"),
         normalised=True,
         clamped=True,
-        swiglu_limit=float(values["swiglu_limit"]),
-        swiglu_alpha=float(values["swiglu_alpha"]),
+        swiglu_limit=number(values, "swiglu_limit"),
+        swiglu_alpha=number(values, "swiglu_alpha"),
     )
     return {
-        "qkv_bias": bias,
-        "output_bias": bias,
+        **_attention_bias(values),
         "attention_sinks": True,
         **_plain_rope(values),
-        **_window(values, kinds),
+        **_window(values, [_kind(i % 2 == 0) for i in _layers(values)]),
         "moe": moe,
     }
 
 
 def _plain_rope(values: Values) -> dict[str, Any]:
-    rope = values.get("rope_parameters") or values.get("rope_scaling") or {}
-    theta = values.get("rope_theta") or rope.get("rope_theta") or values["default_rope_theta"]
+    """RoPE that all layers share; ``rope_scaling``, the older key, wins where both are."""
+    rope = section(values, "rope_scaling") or section(values, "rope_parameters")
+    for kind in ("full_attention", "sliding_attention"):
+        if kind in rope:
+            raise UserError(
+                f"config.json: RoPE of {kind} alone is not supported in {values['model_type']}",
+                "use a student whose layers share one RoPE",
+            )
+    default = positive(values, "rope_theta", values["default_rope_theta"])
+    # Beside the section the original context goes before the one in it, as in transformers.
+    original = "original_max_position_embeddings"
+    if values.get(original) is not None:
+        rope = {**rope, original: values[original]}
     return {
-        "rope_theta": float(theta),
-        "rope_scaling": read_scaling(rope, values.get("max_position_embeddings")),
+        "rope_theta": positive(rope, "rope_theta", default),
+        "rope_scaling": read_scaling(rope, values),
     }
 
 
-def _optional_window(values: Values, kinds: list[str]) -> dict[str, Any]:
+def _layers(values: Values) -> range:
+    return range(whole(values, "num_hidden_layers"))
+
+
+def _kind(slides: bool) -> str:
+    return "sliding_attention" if slides else "full_attention"
+
+
+def _optional_window(values: Values, kinds: Sequence[str]) -> dict[str, Any]:
     """The sliding layers of a family that has them only where use_sliding_window is set."""
-    if not values.get("use_sliding_window") or values.get("sliding_window") is None:
-        return {"sliding_window": 0, "sliding_layers": ()}
-    return _window(values, kinds)
+    if flag(values, "use_sliding_window") and values.get("sliding_window") is not None:
+        return _window(values, kinds)
+    if "sliding_attention" in (listed(values, "layer_types") or ()):
+        raise UserError(
+            "config.json: layer_types has sliding_attention, but use_sliding_window "
+            f"{values.get('use_sliding_window')} or sliding_window "
+            f"{values.get('sliding_window')} says that no layer slides",
+            REMEDY,
+        )
+    return {"sliding_window": 0, "sliding_layers": ()}
 
 
-def _window(values: Values, kinds: list[str]) -> dict[str, Any]:
+def _window(values: Values, kinds: Sequence[str]) -> dict[str, Any]:
     """Which layers see only the last tokens; ``kinds`` where layer_types does not say."""
-    kinds = list(values.get("layer_types") or kinds)
+    kinds = listed(values, "layer_types") or kinds
     for kind in kinds:
         if kind not in ("full_attention", "sliding_attention"):
             raise UserError(
                 f"config.json: layer_types {kind!r} is not supported",
                 "use a student of full_attention and sliding_attention layers",
             )
-    if len(kinds) != int(values["num_hidden_layers"]):
+    if len(kinds) != len(_layers(values)):
         raise UserError(
-            f"config.json: layer_types has {len(kinds)} entries for "
-            f"{values['num_hidden_layers']} layers",
-            "take the file that came with the weights",
+            f"config.json: layer_types has {len(kinds)} entries for {len(_layers(values))} layers",
+            REMEDY,
         )
     sliding = tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
     if not sliding:
         return {"sliding_window": 0, "sliding_layers": ()}
-    window = int(values["sliding_window"])
-    if window < 1:
-        raise UserError(
-            f"config.json: sliding_window {window} is under 1",
-            "take the file that came with the weights",
-        )
-    return {"sliding_window": window, "sliding_layers": sliding}
+    return {"sliding_window": whole(values, "sliding_window"), "sliding_layers": sliding}
 
 
 def _experts(values: Values) -> int:
     name = "num_experts" if "num_experts" in values else "num_local_experts"
-    experts, chosen = int(values[name]), int(values["num_experts_per_tok"])
-    if not 1 <= chosen <= experts:
+    experts, chosen = whole(values, name), whole(values, "num_experts_per_tok")
+    if chosen > experts:
         raise UserError(
             f"config.json: num_experts_per_tok {chosen} is not between 1 and {name} {experts}",
-            "take the file that came with the weights",
+            REMEDY,
         )
     return experts
 
 
+#: Of a gpt-oss whose config.json has no RoPE section.
+_GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+
 #: model_type -> (defaults of its configuration class where ours differ, reader of its options).
 _FAMILIES: dict[str, tuple[dict[str, Any], Callable[[Values], dict[str, Any]]]] = {
     "llama": ({"default_rope_theta": 1e4}, _llama),
-    "qwen2": ({"default_rope_theta": 1e4}, _qwen2),
-    "qwen3": ({"default_rope_theta": 1e4, "head_dim": 128}, _qwen3),
-    "qwen3_moe": ({"default_rope_theta": 1e4}, _qwen3_moe),
-    "smollm3": ({"default_rope_theta": 2e6, "tie_word_embeddings": True}, _smollm3),
+    "qwen2": ({"default_rope_theta": 1e4, "num_key_value_heads": 32}, _qwen2),
+    "qwen3": ({"default_rope_theta": 1e4, "num_key_value_heads": 32, "head_dim": 128}, _qwen3),
+    "qwen3_moe": (
+        {"default_rope_theta": 1e4, "num_key_value_heads": 4, "num_experts_per_tok": 8},
+        _qwen3_moe,
+    ),
+    "smollm3": (
+        {"default_rope_theta": 2e6, "num_key_value_heads": 4, "tie_word_embeddings": True},
+        _smollm3,
+    ),
     "gemma3_text": (
         {
             "vocab_size": 262_208,
@@ -268,6 +321,7 @@ _FAMILIES: dict[str, tuple[dict[str, Any], Callable[[Values], dict[str, Any]]]] 
         {
             "default_rope_theta": 150_000.0,
             "attention_bias": True,
+            "num_key_value_heads": 8,
             "head_dim": 64,
             "num_experts_per_tok": 4,
             "rms_norm_eps": 1e-5,

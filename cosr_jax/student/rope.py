@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
+from cosr_jax.student.keys import REMEDY, Values, flag, number, positive
 from cosr_jax.types import UserError
 
 
@@ -79,57 +78,65 @@ class YarnScaling:
 Scaling = RopeScaling | LinearScaling | YarnScaling
 
 
-def read_scaling(rope: Mapping[str, Any], max_positions: float | None) -> Scaling | None:
+def read_scaling(rope: Values, values: Values) -> Scaling | None:
     """The scaling that a config.json's rope section (transformers 4 or 5 spelling) names.
 
     Args:
       rope: the section; empty for plain RoPE.
-      max_positions: the student's max_position_embeddings, where the section leaves out the
-        original context.
+      values: the whole file, whose max_position_embeddings stands for an original context that the
+        section leaves out.
 
     Raises:
-      UserError: a kind that is not supported.
+      UserError: a kind that is not supported, or a number that cannot be.
       KeyError: a number is missing.
     """
     kind = rope.get("rope_type", rope.get("type", "default"))
+    if number(rope, "partial_rotary_factor", 1.0) != 1.0:
+        raise UserError(
+            f"config.json: partial_rotary_factor {rope['partial_rotary_factor']} is not supported",
+            "use a student whose heads are rotated whole",
+        )
     if kind == "default":
         return None
     if kind == "linear":
-        return LinearScaling(float(rope["factor"]))
+        return LinearScaling(positive(rope, "factor"))
     if kind not in ("llama3", "yarn"):
         raise UserError(
             f"config.json: rope_type {kind!r} is not supported",
             "use a student with 'default', 'linear', 'llama3' or 'yarn'",
         )
-    original = rope.get("original_max_position_embeddings") or max_positions
-    if original is None:
-        raise KeyError("original_max_position_embeddings")
-    original = float(original)
-    factor = float(rope["factor"])
+    original = "original_max_position_embeddings"
+    if rope.get(original) is None and values.get("max_position_embeddings") is not None:
+        rope = {**rope, original: values["max_position_embeddings"]}
+    context = positive(rope, original)
     if kind == "llama3":
-        return RopeScaling(
-            factor, float(rope["low_freq_factor"]), float(rope["high_freq_factor"]), original
-        )
+        low, high = number(rope, "low_freq_factor"), number(rope, "high_freq_factor")
+        if high <= low:
+            raise UserError(
+                f"config.json: high_freq_factor {high} is not above low_freq_factor {low}", REMEDY
+            )
+        return RopeScaling(positive(rope, "factor"), low, high, context)
+    if "factor" in rope and rope["factor"] is None:
+        rope = {**rope, "factor": positive(values, "max_position_embeddings") / context}
     return YarnScaling(
-        factor,
-        original,
-        float(rope.get("beta_fast") or 32.0),
-        float(rope.get("beta_slow") or 1.0),
-        bool(rope.get("truncate", True)),
-        _yarn_attention_factor(rope, factor),
+        positive(rope, "factor"),
+        context,
+        number(rope, "beta_fast", 0.0) or 32.0,
+        number(rope, "beta_slow", 0.0) or 1.0,
+        flag(rope, "truncate", True),
+        _yarn_attention_factor(rope, positive(rope, "factor")),
     )
 
 
-def _yarn_attention_factor(rope: Mapping[str, Any], factor: float) -> float:
+def _yarn_attention_factor(rope: Values, factor: float) -> float:
     """As given, else 0.1 log(factor) + 1, with DeepSeek's two weights where both are given."""
-    given = rope.get("attention_factor")
-    if given is not None:
-        return float(given)
+    if rope.get("attention_factor") is not None:
+        return number(rope, "attention_factor")
 
     def heat(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    weight, all_dims = rope.get("mscale"), rope.get("mscale_all_dim")
+    weight, all_dims = number(rope, "mscale", 0.0), number(rope, "mscale_all_dim", 0.0)
     return heat(weight) / heat(all_dims) if weight and all_dims else heat(1.0)
 
 

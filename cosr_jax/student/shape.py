@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 
 from cosr_jax.student.families import MoeConfig, read_options, with_defaults
+from cosr_jax.student.keys import REMEDY, flag, number, whole
 from cosr_jax.student.rope import RopeScaling, Scaling, inverse_frequencies
 from cosr_jax.types import UserError
 
 __all__ = ["ModelConfig", "MoeConfig", "RopeScaling"]
-
-_FILE = "take the file that came with the weights"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,41 +61,30 @@ class ModelConfig:
         """
         values = with_defaults(values)
         try:
-            heads = int(values["num_attention_heads"])
+            heads = whole(values, "num_attention_heads")
             config = cls(
-                vocab_size=int(values["vocab_size"]),
-                hidden_size=int(values["hidden_size"]),
-                intermediate_size=int(values["intermediate_size"]),
-                num_hidden_layers=int(values["num_hidden_layers"]),
+                vocab_size=whole(values, "vocab_size"),
+                hidden_size=whole(values, "hidden_size"),
+                intermediate_size=whole(values, "intermediate_size"),
+                num_hidden_layers=whole(values, "num_hidden_layers"),
                 num_attention_heads=heads,
-                num_key_value_heads=int(values.get("num_key_value_heads") or heads),
-                head_dim=int(values.get("head_dim") or values["hidden_size"] // heads),
-                rms_norm_eps=float(values.get("rms_norm_eps", 1e-6)),
-                tie_word_embeddings=bool(values.get("tie_word_embeddings", False)),
+                num_key_value_heads=whole(values, "num_key_value_heads", heads),
+                head_dim=whole(values, "head_dim", whole(values, "hidden_size") // heads),
+                rms_norm_eps=number(values, "rms_norm_eps", 1e-6),
+                tie_word_embeddings=flag(values, "tie_word_embeddings"),
                 **read_options(values),
             )
         except KeyError as error:
-            raise UserError(f"config.json: key {error} is missing", _FILE) from error
-        except (ValueError, TypeError, AttributeError, ZeroDivisionError) as error:
+            raise UserError(f"config.json: key {error} is missing", REMEDY) from error
+        if config.head_dim % 2:
             raise UserError(
-                f"config.json: a value is of the wrong kind ({error})", _FILE
-            ) from error
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_hidden_layers",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-        ):
-            if getattr(config, name) < 1:
-                raise UserError(f"config.json: {name} {getattr(config, name)} is under 1", _FILE)
+                f"config.json: head_dim {config.head_dim} is odd, and rotation turns pairs", REMEDY
+            )
         if config.num_attention_heads % config.num_key_value_heads:
             raise UserError(
                 f"config.json: num_key_value_heads {config.num_key_value_heads} does not divide "
                 f"num_attention_heads {config.num_attention_heads}",
-                _FILE,
+                REMEDY,
             )
         return config
 

@@ -42,6 +42,17 @@ OFTEN = [
 ]
 MIXED = "family_qwen3_moe"  # the middle one of its three layers has a plain MLP
 
+#: gpt-oss' default in transformers.
+GPT_OSS_ROPE = {
+    "rope_type": "yarn",
+    "factor": 32.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "truncate": False,
+    "original_max_position_embeddings": 4096,
+}
+SLIDING = ["full_attention", "sliding_attention", "full_attention"]
+
 
 def assert_equal_logits(ours, theirs):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE * np.abs(theirs).max())
@@ -278,11 +289,63 @@ def test_parts_of_packed_weights_are_read_alone(tmp_path):
         ("qwen3", {"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope'"),
         ("qwen3_moe", {"num_experts_per_tok": 9}, "num_experts_per_tok 9"),
         ("gpt_oss", {"quantization_config": {"quant_method": "awq"}}, "'awq'"),
+        ("gpt_oss", {"quantization_config": {"bits": 4}}, "quant_method None"),
+        ("qwen3", {"num_hidden_layers": 2.5}, "num_hidden_layers 2.5 is no whole number"),
+        ("qwen3", {"hidden_size": "32"}, "hidden_size '32' is no whole number"),
+        ("qwen3", {"hidden_size": None}, "key 'hidden_size' is missing"),
+        ("qwen3", {"head_dim": 7}, "head_dim 7 is odd"),
+        ("qwen3", {"rms_norm_eps": "small"}, "rms_norm_eps 'small' is no number"),
+        ("qwen3", {"tie_word_embeddings": "no"}, "tie_word_embeddings 'no' is neither"),
+        ("qwen3", {"rope_theta": float("inf")}, "rope_theta inf is no number"),
+        ("qwen3", {"rope_theta": 0}, "rope_theta 0.0 is not above 0"),
+        ("qwen3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ("qwen3", {"rope_scaling": "yarn"}, "rope_scaling 'yarn' is no object"),
+        ("qwen3", {"rope_scaling": {"type": "linear", "factor": "4"}}, "factor '4'"),
+        ("qwen3", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ("qwen3", {"rope_parameters": {"full_attention": {}}}, "RoPE of full_attention alone"),
+        ("qwen3", {"layer_types": "full_attention"}, "layer_types 'full_attention' is no list"),
+        ("qwen2", {"use_sliding_window": False, "layer_types": SLIDING}, "no layer slides"),
+        ("smollm3", {"sliding_window": 4, "layer_types": SLIDING}, "use_sliding_window None"),
+        ("qwen3_moe", {"layer_types": SLIDING}, "layers slide all or none"),
+        ("gemma3", {"rope_scaling": {"type": "linear", "factor": 8.0}}, "rope_scaling has the key"),
     ],
 )
 def test_values_that_are_not_supported_are_named(name, changes, says):
     with pytest.raises(UserError, match=says):
         ModelConfig.from_hf({**tiny_config(f"family_{name}"), **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "same_as"),
+    [
+        # What config.json leaves out has the default of transformers' class.
+        ({}, {"rope_parameters": GPT_OSS_ROPE}),
+        ({"rope_theta": 1e4}, {"rope_parameters": {**GPT_OSS_ROPE, "rope_theta": 1e4}}),
+        ({"rope_parameters": {}}, {"rope_parameters": {"rope_type": "default"}}),
+        # The older key goes first, and the section before what stands beside it.
+        (
+            {"rope_scaling": GPT_OSS_ROPE, "rope_parameters": {"rope_type": "default"}},
+            {"rope_parameters": GPT_OSS_ROPE},
+        ),
+        (
+            {"rope_scaling": {"type": "default", "rope_theta": 7.0}, "rope_theta": 1e4},
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}},
+        ),
+        (
+            {"rope_parameters": GPT_OSS_ROPE, "original_max_position_embeddings": 64},
+            {"rope_parameters": {**GPT_OSS_ROPE, "original_max_position_embeddings": 64}},
+        ),
+        (
+            {"rope_parameters": {**GPT_OSS_ROPE, "factor": None}, "max_position_embeddings": 8192},
+            {"rope_parameters": {**GPT_OSS_ROPE, "factor": 2.0}},
+        ),
+    ],
+)
+def test_rope_is_read_as_transformers_reads_it(changes, same_as):
+    plain = tiny_config("family_gpt_oss")
+    del plain["rope_parameters"]
+    got, wanted = (ModelConfig.from_hf({**plain, **more}) for more in (changes, same_as))
+    assert got == wanted
 
 
 def test_yarn_of_gpt_oss_by_its_paper():
