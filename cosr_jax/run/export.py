@@ -50,14 +50,9 @@ def export(
     student = dataclasses.replace(student, lora=restored.arrays.lora)
     target = out or workdir / "export" / format
     if format == "peft":
-        if is_wrapped(folder):
-            raise UserError(
-                f"{source} wraps its text model, which is called otherwise in it than alone: PEFT "
-                "would not find what the adapter belongs to",
-                "write --format=merged, which is the text model with the adapters in it",
-            )
         base_name = source if is_hub_id(source) else str(folder.resolve())
-        export_adapter(student, config.lora, target, base_name, replace=out is None)
+        wrapped = is_wrapped(folder)
+        export_adapter(student, config.lora, target, base_name, out is None, wrapped)
     else:
         student = dataclasses.replace(student, base=load_base(student, folder))
         export_merged(student, config.lora, target, folder, replace=out is None)

@@ -34,7 +34,7 @@ from cosr_jax.student.tensor_files import (
     read_json,
     write_tensors,
 )
-from cosr_jax.student.text_part import alone
+from cosr_jax.student.text_part import MODULES_INSIDE, alone, inside
 from cosr_jax.student.weights import hf_tensors
 from cosr_jax.types import UserError
 
@@ -43,7 +43,12 @@ TENSORS_NAME = "adapter_model.safetensors"
 
 
 def export_adapter(
-    student: Student, lora: LoraConfig, folder: Path, base_name: str, replace: bool = False
+    student: Student,
+    lora: LoraConfig,
+    folder: Path,
+    base_name: str,
+    replace: bool = False,
+    wrapped: bool = False,
 ) -> None:
     """Writes the adapters so that ``peft.PeftModel.from_pretrained`` loads them.
 
@@ -53,9 +58,10 @@ def export_adapter(
       folder: appears whole or not at all.
       base_name: path or hub id of the base model, for those who load the adapter by itself.
       replace: whether a non-empty ``folder`` gives way.
+      wrapped: whether the student is the text model inside the base model (``text_part``).
 
     Raises:
-      UserError: ``folder`` is not empty.
+      UserError: ``folder`` is not empty, or PEFT has no form for adapters of these linears.
     """
     settings = {
         "peft_type": "LORA",
@@ -65,7 +71,7 @@ def export_adapter(
         "lora_alpha": int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
         "lora_dropout": lora.dropout,
         "use_rslora": lora.rank_stabilised,
-        **_targets(student),
+        **_targets(student, wrapped),
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -75,7 +81,7 @@ def export_adapter(
         values = dict(student.lora.flat_state())
         tensors = {
             tensor.name: tensor.pack(np.asarray(values[tensor.path].get_raw_value()[tensor.place]))
-            for tensor in _tensors(student)
+            for tensor in _tensors(student, wrapped)
         }
         save_file(tensors, fresh / TENSORS_NAME, metadata={"format": "pt"})
 
@@ -84,6 +90,8 @@ def import_adapter(
     folder: Path, student: Student, lora: LoraConfig, mesh: Mesh | None = None
 ) -> nnx.State:
     """Adapters in PEFT's format as the ``lora`` state of ``student``.
+
+    It does not matter whether they were trained on the text model alone or inside its wrapper.
 
     Args:
       folder: holds adapter_config.json and adapter_model.safetensors.
@@ -97,7 +105,8 @@ def import_adapter(
     """
     _check_settings(folder / CONFIG_NAME, lora)
     file = open_safetensors(folder / TENSORS_NAME)
-    tensors = _tensors(student)
+    prefix = f"base_model.model.{MODULES_INSIDE}"
+    tensors = _tensors(student, any(name.startswith(prefix) for name in file.keys()))  # noqa: SIM118
     expected = {tensor.name: tensor.shape for tensor in tensors}
     found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     for names, what in (
@@ -257,7 +266,7 @@ def _linear(path: tuple[Any, ...]) -> str:
     return ".".join(path[1:-1])
 
 
-def _tensors(student: Student) -> list[_Tensor]:
+def _tensors(student: Student, wrapped: bool) -> list[_Tensor]:
     """Every tensor of the student's adapter file."""
     linears = {_linear(path) for path, _ in student.lora.flat_state()}
     tensors = []
@@ -272,6 +281,7 @@ def _tensors(student: Student) -> list[_Tensor]:
         stacks = 1 + ("{expert}" in module)
         for place in np.ndindex(shape[:stacks]):
             full = module.format(layer=layers[place[0]], expert=place[-1])
+            full = inside(full) if wrapped else full
             name = f"base_model.model.{full}.lora_{str(path[-1])[-1].upper()}.weight"
             tensors.append(_Tensor(name, path, place, shape[stacks:]))
     return tensors
@@ -283,7 +293,7 @@ def _is_parameter(student: Student, linear: str) -> bool:
     return linear.startswith("moe.") and moe is not None and moe.clamped
 
 
-def _targets(student: Student) -> dict[str, list[str]]:
+def _targets(student: Student, wrapped: bool) -> dict[str, Any]:
     linears = sorted({_linear(path) for path, _ in student.lora.flat_state()})
     parameters = [linear for linear in linears if _is_parameter(student, linear)]
     if any(linear.startswith("mlp.") for linear in linears) and student.config.sparse_layers:
@@ -292,8 +302,10 @@ def _targets(student: Student) -> dict[str, list[str]]:
             "its experts' and leaves out those of its plain MLPs",
             "export the merged weights, or do not adapt mlp... of a student with experts",
         )
-    modules = {linear.split(".")[-1] for linear in linears if linear not in parameters}
-    targets = {"target_modules": sorted(modules)}
+    modules = sorted({linear.split(".")[-1] for linear in linears if linear not in parameters})
+    targets: dict[str, Any] = {"target_modules": modules}
+    if wrapped:  # the vision tower has a q_proj as well; PEFT takes one string for a pattern
+        targets["target_modules"] = rf".*\.language_model\..*\.({'|'.join(modules)})"
     if parameters:
         targets["target_parameters"] = [p.replace("moe.", "mlp.experts.") for p in parameters]
     return targets

@@ -24,6 +24,8 @@ WRAPPERS = {"gemma3": ("gemma3_text", "Gemma3ForCausalLM")}
 
 #: Prefix in the file -> prefix of the text model alone; the first that fits counts.
 _TEXT = (("model.language_model.", "model."), ("language_model.", ""))
+#: Where modules of the text model are inside a wrapper that transformers (from 4.52) has loaded.
+MODULES_INSIDE = "model.language_model."
 #: Tensors of the other parts.
 _OTHERS = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..+")
 
@@ -69,6 +71,11 @@ def read_text_config(folder: Path) -> dict[str, Any]:
 def is_wrapped(folder: Path) -> bool:
     """Whether a folder holds a text model inside a wrapper."""
     return read_json(folder / "config.json").get("model_type") in WRAPPERS
+
+
+def inside(module: str) -> str:
+    """A module of the text model as it is called in a loaded wrapper, e.g. "model.norm"."""
+    return MODULES_INSIDE + module.removeprefix("model.")
 
 
 class TextFolder:

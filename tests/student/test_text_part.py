@@ -1,16 +1,26 @@
 """The text model inside a multimodal checkpoint, and how reading is reported."""
 
+import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from student_fixtures import LORA, run, tiny_config, tiny_student, tiny_weights, write_folder
+from student_fixtures import (
+    LORA,
+    run,
+    stirred,
+    tiny_config,
+    tiny_student,
+    tiny_weights,
+    write_folder,
+)
 
 from cosr_jax.config import StudentConfig
 from cosr_jax.student import text_part
-from cosr_jax.student.peft import export_merged
+from cosr_jax.student.peft import export_adapter, export_merged, import_adapter
 from cosr_jax.student.shape import ModelConfig
 from cosr_jax.student.text_part import alone
 from cosr_jax.student.weights import load_config, load_student
@@ -92,8 +102,24 @@ def test_reading_is_told_every_few_seconds_and_at_the_end(tmp_path, monkeypatch)
     assert len(told) == pytest.approx(number / 3, abs=1.5)
 
 
-@pytest.mark.parity
-def test_a_wrapper_that_transformers_saved_has_its_logits(tmp_path):
+def test_adapters_inside_a_wrapper_come_back_whole(tmp_path):
+    student = dataclasses.replace(tiny_student(NAME), lora=stirred(tiny_student(NAME).lora))
+    export_adapter(student, LORA, tmp_path / "adapter", "tiny", wrapped=True)
+    names = load_file(tmp_path / "adapter/adapter_model.safetensors").keys()
+    assert all(n.startswith("base_model.model.model.language_model.layers.") for n in names)
+    pattern = json.loads((tmp_path / "adapter/adapter_config.json").read_text())["target_modules"]
+    modules = {n.removeprefix("base_model.model.").rpartition(".lora_")[0] for n in names}
+    assert len(modules) == 7 * tiny_config(NAME)["num_hidden_layers"]
+    assert all(re.fullmatch(pattern, module) for module in modules)
+    vision = "model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj"
+    assert not re.fullmatch(pattern, vision)
+    again = import_adapter(tmp_path / "adapter", student, LORA)
+    jax.tree.map(np.testing.assert_array_equal, again, student.lora)
+
+
+@pytest.fixture
+def wrapper(tmp_path):
+    """Gemma 3 with eyes, random and tiny, as transformers saves it."""
     import torch
     from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
@@ -102,24 +128,48 @@ def test_a_wrapper_that_transformers_saved_has_its_logits(tmp_path):
     # The released models have no soft cap; transformers' wrapper would leave it out, and its text
     # model alone would not.
     text = {**tiny_config(NAME), "final_logit_softcapping": None}
-    model = Gemma3ForConditionalGeneration(
-        Gemma3Config(
-            text_config=text,
-            vision_config={
-                **vision,
-                "num_attention_heads": 2,
-                "image_size": 28,
-                "patch_size": 14,
-            },
-            mm_tokens_per_image=1,
-        )
-    ).eval()
+    config = Gemma3Config(
+        text_config=text,
+        vision_config={**vision, "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=1,
+    )
+    model = Gemma3ForConditionalGeneration(config).eval()
     with torch.no_grad():
         for weight in model.parameters():
             weight.normal_(0.0, 0.3)
-    model.save_pretrained(tmp_path)
-    tokens = np.random.default_rng(0).integers(3, tiny_config(NAME)["vocab_size"], (2, 9))
+    model.save_pretrained(tmp_path / "wrapper")
+    return tmp_path / "wrapper"
+
+
+def logits(model, tokens):
+    import torch
+
     with torch.no_grad():
-        expected = model(torch.from_numpy(tokens)).logits.numpy()
-    found = run(load_student(StudentConfig(source=str(tmp_path)), LORA), tokens)
-    assert np.abs(found - expected).max() <= 2e-4 * np.abs(expected).max()
+        return model(torch.from_numpy(tokens)).logits.numpy()
+
+
+@pytest.mark.parity
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks it
+def test_a_wrapper_that_transformers_saved_has_its_logits_also_with_adapters_in_peft(
+    wrapper, tmp_path
+):
+    import peft
+    from transformers import Gemma3ForConditionalGeneration
+
+    model = Gemma3ForConditionalGeneration.from_pretrained(wrapper).eval()
+    tokens = np.random.default_rng(0).integers(3, tiny_config(NAME)["vocab_size"], (2, 9))
+    student = load_student(StudentConfig(source=str(wrapper)), LORA)
+    plain = logits(model, tokens)
+    scale = np.abs(plain).max()
+    assert np.abs(run(student, tokens) - plain).max() <= 2e-4 * scale
+
+    student = dataclasses.replace(student, lora=stirred(student.lora))
+    export_adapter(student, LORA, tmp_path / "adapter", str(wrapper), wrapped=True)
+    model = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()
+    adapted = logits(model, tokens)
+    assert np.abs(adapted - plain).max() > 0.1 * scale
+    assert np.abs(run(student, tokens) - adapted).max() <= 2e-4 * scale
+    # What PEFT saves, with its own names for what was adapted, is read again.
+    model.save_pretrained(tmp_path / "again")
+    again = import_adapter(tmp_path / "again", student, LORA)
+    jax.tree.map(np.testing.assert_array_equal, again, student.lora)
