@@ -50,11 +50,15 @@ class StudentConfig:
     quantise: str = setting(
         "none",
         "form of the frozen kernels of all linears that may have adapters: packed in eight or four "
-        "bits (QLoRA, arXiv:2305.14314), or plain in param_dtype (none)",
-        choices=("none", "int8", "nf4"),
+        "bits (QLoRA, arXiv:2305.14314), of experts alone as gpt-oss stores them (mxfp4), or plain "
+        "in param_dtype (none)",
+        choices=("none", "int8", "nf4", "mxfp4"),
     )
     quantise_block: int = setting(
-        64, "of packed kernels: inputs under one scale; divides every linear's inputs", low=2
+        64,
+        "of packed kernels: inputs under one scale; divides every linear's inputs (mxfp4: at most "
+        "32)",
+        low=2,
     )
     compute_dtype: str = setting(
         "float32", "dtype of matrix products; losses stay float32", choices=("float32", "bfloat16")

@@ -18,6 +18,7 @@ from cosr_jax.config import LoraConfig, MeshConfig, StudentConfig
 from cosr_jax.student import weights
 from cosr_jax.student.lora import count_parameters, merged_product, merges
 from cosr_jax.student.model import ModelConfig, Student, abstract_student
+from cosr_jax.student.mxfp4 import FP4_VALUES, expand
 from cosr_jax.student.peft import export_merged
 from cosr_jax.student.quantised import NF4_VALUES, Quantised, dequantised, quantise
 from cosr_jax.student.tensor_files import write_tensors
@@ -106,6 +107,32 @@ def test_gradients_of_a_product_are_those_of_the_wide_kernel(kind, tokens):
         np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("block", [32, 8])
+@settings(max_examples=20)
+@given(
+    blocks=hnp.arrays(np.uint8, (3, 2, 16), elements=st.integers(0, 255)),
+    scales=hnp.arrays(np.uint8, (3, 2), elements=st.integers(10, 220)),
+)
+def test_what_is_mxfp4_already_loses_nothing(block, blocks, scales):
+    kernel = np.ascontiguousarray(expand(blocks, scales).T)
+    packed = quantise(kernel, "mxfp4", block)
+    assert packed.kind == "mxfp4" and packed.shape == kernel.shape
+    np.testing.assert_array_equal(widen(packed), kernel)
+
+
+def test_other_weights_become_their_nearest_value_of_mxfp4():
+    kernel = np.random.default_rng(6).normal(size=(16 * BLOCK, 16)).astype(np.float32)
+    kernel[:BLOCK] = 0
+    got = np.asarray(widen(quantise(kernel, "mxfp4", BLOCK))).reshape(16, BLOCK, 16)
+    wanted = kernel.reshape(got.shape)
+    largest = np.abs(wanted).max(1, keepdims=True)
+    scale = 2.0 ** (np.floor(np.log2(np.where(largest > 0, largest, 1))) - 2)
+    levels = FP4_VALUES[None, :, None] * scale
+    nearest = np.abs(levels[:, None] - wanted[:, :, None]).min(2)
+    np.testing.assert_array_equal(np.abs(got - wanted), nearest)
+    assert 0 < np.sqrt(np.mean((got - wanted) ** 2)) < 0.13
+
+
 @functools.cache
 def packed_student(name: str, kind: str, folder) -> Student:
     config = StudentConfig(source=str(folder), quantise=kind, quantise_block=BLOCK)
@@ -163,6 +190,11 @@ def test_blocks_that_do_not_fit_are_refused_with_their_sizes(folder):
         abstract(16)
     with pytest.raises(UserError, match="quantise_block: 7 is odd"):
         abstract(7)
+    with pytest.raises(UserError, match="mxfp4 packs experts, and this student has none"):
+        abstract_student(model, StudentConfig(quantise="mxfp4"), LORA)
+    experts = ModelConfig.from_hf(tiny_config("family_gpt_oss"))
+    with pytest.raises(UserError, match="24 does not divide the 32 values of a group in MXFP4"):
+        abstract_student(experts, StudentConfig(quantise="mxfp4", quantise_block=24), LORA)
     mesh = sharding.make_mesh(MeshConfig(1, 8, 1))
     with pytest.raises(UserError, match=r"\(packed in blocks\) has 4 entries, which 8 shards"):
         load_base(abstract(BLOCK), folder, mesh)
@@ -199,3 +231,21 @@ def test_experts_are_packed_too(name, tmp_path):
     widened = dataclasses.replace(student, base=dequantised(student.base, jnp.float32))
     got, wanted = run(student, tokens), run(widened, tokens)
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_experts_kept_in_mxfp4_are_those_that_are_expanded_while_read(tmp_path):
+    folder = write_folder(tmp_path, "family_gpt_oss")
+    packed = load_student(StudentConfig(source=str(folder), quantise="mxfp4"), LORA)
+    plain = load_student(StudentConfig(source=str(folder)), LORA).base
+    widened = dequantised(packed.base, jnp.float32)
+    jax.tree.map(np.testing.assert_array_equal, widened, plain)
+    kinds = {
+        ".".join(path[1:-1]): value.kind
+        for path, variable in packed.base.flat_state()
+        if isinstance(value := variable.get_raw_value(), Quantised)
+    }
+    assert kinds == {"moe.gate_up_proj": "mxfp4", "moe.down_proj": "mxfp4"}
+    packed = dataclasses.replace(packed, lora=stirred(packed.lora))
+    tokens = np.random.default_rng(4).integers(1, 96, (2, 9))
+    got, wanted = run(packed, tokens), run(dataclasses.replace(packed, base=plain), tokens)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
