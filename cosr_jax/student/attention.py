@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cosr_jax import sharding
+from cosr_jax.student import kernels
 from cosr_jax.student.blockwise import Places, blockwise_attention, join
-from cosr_jax.student.layers import LayerContext, LayerKind, Linear, RMSNorm
+from cosr_jax.student.layers import LayerContext, LayerKind, Linear, RMSNorm, Window
 from cosr_jax.student.shape import ModelConfig
 
 
@@ -72,27 +72,28 @@ def attend(
     k: jax.Array,
     v: jax.Array,
     places: Places,
-    window: jax.Array | None = None,
+    window: Window | None = None,
     sinks: jax.Array | None = None,
 ) -> jax.Array:
-    """Causal softmax attention of whole sequences, by what the platform does best.
+    """Causal softmax attention of whole sequences, by the platform's kernel if there is one.
 
     Args:
       q: [batch, time, heads, head_dim].
       k: [batch, time, kv_heads, head_dim].
       v: same.
-      places: of the tokens; each sees earlier ones of its segment, and padding itself only.
-      window: int32 scalar, how many tokens back attention sees, itself included; None: all.
+      places: of the tokens; each sees earlier ones of its segment.  What padding sees, and its
+        output, mean nothing.
+      window: how far the layer sees back; None: everything.
       sinks: float32 [heads], logits of an imaginary key whose value is zero (gpt-oss; the same
         idea in arXiv:2309.17453); None for plain attention.
 
     Returns:
       [batch, time, heads, head_dim].
     """
-    if sharding.platform() == "gpu":
-        mask = within_window(causal_mask(places.segments), places.positions, window)
-        return attend_at_once(q, k, v, mask, sinks)
-    return _sink(*blockwise_attention(q, k, v, places, places, window, causal=True), sinks)
+    if kernel := kernels.choose(q, k, sinks):
+        return kernel(q, k, v, places, places, window, sinks)
+    tokens = None if window is None else window.tokens
+    return _sink(*blockwise_attention(q, k, v, places, places, tokens, causal=True), sinks)
 
 
 def attend_to_prompt(
@@ -101,13 +102,14 @@ def attend_to_prompt(
     v: jax.Array,
     places: Places,
     prompt: tuple[jax.Array, jax.Array, Places],
-    window: jax.Array | None = None,
+    window: Window | None = None,
     sinks: jax.Array | None = None,
 ) -> jax.Array:
     """``attend`` of completions, which also see the prompt that their group shares.
 
-    Two softmaxes joined into one: to the prompt, with the queries of a whole group as one
-    sequence; and to the completion's own tokens.
+    A kernel gets the prompt's keys once more for each of its rows.  Elsewhere two softmaxes are
+    joined into one: to the prompt, with the queries of a whole group as one sequence; and to the
+    completion's own tokens.
 
     Args:
       q: [rows, time, heads, head_dim].
@@ -124,15 +126,23 @@ def attend_to_prompt(
     """
     past_k, past_v, past = prompt
     prompts = past_k.shape[0]
+    if kernel := kernels.choose(q, k, sinks):
+
+        def with_past(past: jax.Array, own: jax.Array) -> jax.Array:
+            return jnp.concatenate([jnp.repeat(past, len(own) // prompts, axis=0), own], axis=1)
+
+        keys = jax.tree.map(with_past, past, places)
+        return kernel(q, with_past(past_k, k), with_past(past_v, v), places, keys, window, sinks)
 
     def by_prompt(x: jax.Array) -> jax.Array:
         return x.reshape(prompts, -1, *x.shape[2:])
 
+    tokens = None if window is None else window.tokens
     out, lse = blockwise_attention(
-        by_prompt(q), past_k, past_v, jax.tree.map(by_prompt, places), past, window, causal=False
+        by_prompt(q), past_k, past_v, jax.tree.map(by_prompt, places), past, tokens, causal=False
     )
     to_prompt = out.reshape(q.shape), lse.reshape(q.shape[:3])
-    own = blockwise_attention(q, k, v, places, places, window, causal=True)
+    own = blockwise_attention(q, k, v, places, places, tokens, causal=True)
     return _sink(*join([own, to_prompt]), sinks)
 
 
@@ -141,43 +151,3 @@ def _sink(out: jax.Array, lse: jax.Array, sinks: jax.Array | None) -> jax.Array:
     if sinks is None:
         return out
     return out * jax.nn.sigmoid(lse - sinks[None, None])[..., None].astype(out.dtype)
-
-
-def attend_at_once(
-    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, sinks: jax.Array | None = None
-) -> jax.Array:
-    """``attend`` with a mask, bool [batch, 1, time, time], through JAX's own attention."""
-    if sinks is None:
-        return jax.nn.dot_product_attention(q, k, v, mask=mask)
-    time = k.shape[1]
-    extra = [(0, 0), (0, 1), (0, 0), (0, 0)]
-    is_extra = (jnp.arange(time + 1) == time).reshape(1, 1, 1, -1)
-    bias = jnp.where(is_extra, sinks[None, :, None, None], 0.0)
-    seen = jnp.pad(mask, [(0, 0), (0, 0), (0, 0), (0, 1)], constant_values=True)
-    return jax.nn.dot_product_attention(
-        q, jnp.pad(k, extra), jnp.pad(v, extra), bias.astype(q.dtype), seen
-    )
-
-
-def within_window(mask: jax.Array, positions: jax.Array, window: jax.Array | None) -> jax.Array:
-    """``mask`` [batch, 1, time, time] without what lies ``window`` or more tokens back.
-
-    ``positions`` [batch, time] count from 0 in each segment; None for ``window`` changes nothing.
-    """
-    if window is None:
-        return mask
-    back = positions[:, :, None] - positions[:, None, :]
-    return mask & (back < window)[:, None]
-
-
-def causal_mask(segment_ids: jax.Array) -> jax.Array:
-    """bool [batch, 1, time, time]: may query i see key j?  Same segment and j <= i.
-
-    Padding (segment 0) sees itself only, so that no softmax is over nothing.
-    """
-    time = segment_ids.shape[1]
-    rows, columns = jnp.arange(time)[:, None], jnp.arange(time)[None, :]
-    same = segment_ids[:, :, None] == segment_ids[:, None, :]
-    real = (segment_ids > 0)[:, :, None]
-    allowed = jnp.where(real, same & (columns <= rows)[None], (columns == rows)[None])
-    return allowed[:, None]

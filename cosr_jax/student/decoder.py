@@ -20,7 +20,7 @@ from cosr_jax.config import LoraConfig
 from cosr_jax.student.attention import Attention, attend, attend_to_prompt
 from cosr_jax.student.blockwise import Places
 from cosr_jax.student.cache import KVCache, attend_cached
-from cosr_jax.student.layers import LayerContext, LayerKind, Linear, RMSNorm
+from cosr_jax.student.layers import LayerContext, LayerKind, Linear, RMSNorm, Window
 from cosr_jax.student.lora import adapted_names
 from cosr_jax.student.mlp import Mlp
 from cosr_jax.student.moe import ExpertLinear, Moe, chosen_experts
@@ -332,8 +332,9 @@ class Decoder(nnx.Module):
             number, weights, kind = inputs
 
             def attend_past(q, k, v, window, sinks):
+                back = None if window is None else window.tokens
                 new = attend_cached(
-                    q[:, 0], k[:, 0], v[:, 0], cache, number, positions, window, sinks
+                    q[:, 0], k[:, 0], v[:, 0], cache, number, positions, back, sinks
                 )
                 return new[:, None]
 
@@ -370,7 +371,7 @@ class Decoder(nnx.Module):
         window = self.config.windows()
         return LayerKind(
             jnp.asarray(rotation) if rotation.any() else None,
-            None if window is None else jnp.asarray(window),
+            None if window is None else Window(jnp.asarray(window), self.config.sliding_window),
             *self._mlp_kinds(),
         )
 

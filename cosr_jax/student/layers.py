@@ -124,6 +124,15 @@ class LayerContext:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Window:
+    """How far attention sees back in one layer of a student whose layers slide, or some of them."""
+
+    tokens: jax.Array  # int32 scalar: the query's own included; more than any sequence: everything
+    size: int = dataclasses.field(metadata={"static": True})  # of ``tokens`` in layers that slide
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class LayerKind:
     """In what one layer differs from the others; scanned beside the weights.
 
@@ -132,7 +141,7 @@ class LayerKind:
     """
 
     rotation: jax.Array | None  # int32 scalar: which kind of ``LayerContext``
-    window: jax.Array | None  # int32 scalar: tokens that attention sees back
+    window: Window | None
     is_sparse: jax.Array | None = None  # bool scalar: a mixture of experts, not a plain MLP
     row: jax.Array | None = None  # int32 scalar: place among the layers of that kind
     chosen: jax.Array | None = None  # bool [experts]: those whose adapters act

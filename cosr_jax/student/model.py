@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 
 from cosr_jax import sharding
 from cosr_jax.config import LoraConfig, StudentConfig
-from cosr_jax.student.attention import causal_mask
 from cosr_jax.student.cache import KVCache, attend_cached
 from cosr_jax.student.decoder import LINEARS, Decoder, project
 from cosr_jax.student.layers import RMSNorm, rotate
@@ -33,7 +32,6 @@ __all__ = [
     "Student",
     "abstract_student",
     "attend_cached",
-    "causal_mask",
     "merge",
     "project",
     "random_base",

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from cosr_jax.student import blockwise
-from cosr_jax.student.attention import attend, attend_at_once, causal_mask, within_window
+from cosr_jax.student.attention import attend
 from cosr_jax.student.blockwise import Places, blockwise_attention, join
+from cosr_jax.student.cudnn import cudnn_attention
+from cosr_jax.student.layers import Window
 
 BATCH, HEADS, KV_HEADS, WIDTH = 2, 6, 2, 8
 
@@ -43,6 +45,11 @@ def places(time: int) -> Places:
     return Places(jnp.asarray(segments), jnp.asarray(positions))
 
 
+def attend_at_once(q, k, v, where, window=None, sinks=None):
+    """JAX's own attention, which keeps all scores."""
+    return cudnn_attention(q, k, v, where, where, window, sinks, implementation="xla")
+
+
 def value_and_pulls(function, cotangent, *args):
     @jax.jit
     def both(*args):
@@ -59,12 +66,11 @@ def value_and_pulls(function, cotangent, *args):
 def test_values_and_gradients_equal_those_of_attention_at_once(time, window, sinks):
     q, k, v, cotangent = tokens(time)
     where = places(time)
-    mask = within_window(causal_mask(where.segments), where.positions, window)
+    slides = None if window is None else Window(jnp.int32(window), window)
     sunk = jnp.linspace(-1.0, 2.0, HEADS) if sinks else None
-    ours = value_and_pulls(lambda q, k, v: attend(q, k, v, where, window, sunk), cotangent, q, k, v)
-    theirs = value_and_pulls(
-        lambda q, k, v: attend_at_once(q, k, v, mask, sunk), cotangent, q, k, v
-    )
+    rest = where, slides, sunk
+    ours = value_and_pulls(lambda q, k, v: attend(q, k, v, *rest), cotangent, q, k, v)
+    theirs = value_and_pulls(lambda q, k, v: attend_at_once(q, k, v, *rest), cotangent, q, k, v)
     for mine, other in zip(ours, theirs, strict=True):
         assert np.abs(other).max() > 0.1
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5)
@@ -91,7 +97,7 @@ def test_a_softmax_joined_from_two_parts_is_the_softmax_over_both():
         return join([past, own])[0] * real
 
     def whole(q, k, v):
-        return attend_at_once(q, k, v, causal_mask(segments))[:, completion] * real
+        return attend_at_once(q, k, v, Places(segments, positions))[:, completion] * real
 
     for mine, other in zip(
         value_and_pulls(parts, cotangent[:, completion], q, k, v),
@@ -114,4 +120,4 @@ def test_neither_pass_holds_scores_of_all_tokens():
 
     square = BATCH * HEADS * time * time
     assert largest(lambda q, k, v: attend(q, k, v, where)) <= square / 8
-    assert largest(lambda *x: attend_at_once(*x, causal_mask(where.segments))) >= square
+    assert largest(lambda *x: attend_at_once(*x, where)) >= square

@@ -17,7 +17,6 @@ from cosr_jax.student.model import (
     ModelConfig,
     RMSNorm,
     abstract_student,
-    causal_mask,
     merge,
     rotate,
 )
@@ -183,20 +182,6 @@ def test_llama3_frequencies_keep_short_waves_and_stretch_long_ones():
     np.testing.assert_allclose(config.inverse_frequencies(), wanted, rtol=1e-6)
     shares = np.array(wanted) / plain  # all three cases occur
     assert shares[0] == 1 and shares[-1] == 0.125 and ((shares > 0.125) & (shares < 1)).any()
-
-
-@given(
-    st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=1, max_size=3),
-)
-@settings(max_examples=30, deadline=None)
-def test_causal_mask_equals_its_definition(segments):
-    segments = np.array(segments)
-    mask = np.asarray(causal_mask(jnp.asarray(segments)))
-    assert mask.shape == (len(segments), 1, 6, 6)
-    for b, i, j in np.ndindex(len(segments), 6, 6):
-        is_real = segments[b, i] > 0
-        wanted = (segments[b, i] == segments[b, j] and j <= i) if is_real else i == j
-        assert mask[b, 0, i, j] == wanted
 
 
 def test_both_spellings_of_rope_in_config_json_read_the_same():

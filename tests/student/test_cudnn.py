@@ -1,0 +1,128 @@
+"""cuDNN's attention: who sees whom, when it serves, and that it is in programs for GPUs.
+
+No GPU is needed: programs are lowered for CUDA, not compiled.
+"""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax._src.cudnn import fused_attention_stablehlo
+
+from cosr_jax import sharding
+from cosr_jax.config import MeshConfig
+from cosr_jax.student import cudnn
+from cosr_jax.student.attention import attend, attend_to_prompt
+from cosr_jax.student.blockwise import Places
+from cosr_jax.student.layers import Window
+
+ROWS, GROUP, TIME, PROMPT, HEADS, KV_HEADS, WIDTH = 4, 2, 16, 8, 4, 2, 16
+
+
+@given(
+    st.lists(st.lists(st.integers(0, 3), min_size=6, max_size=6), min_size=2, max_size=2),
+    st.sampled_from([2, 6]),
+    st.integers(1, 6),
+)
+@settings(max_examples=30)
+def test_who_sees_whom_equals_its_definition(segments, time, window):
+    segments = np.array(segments)
+    positions = np.broadcast_to(np.arange(6), segments.shape)
+    keys = Places(jnp.asarray(segments), jnp.asarray(positions))
+    queries = jax.tree.map(lambda x: x[:, 6 - time :], keys)
+    mask = np.asarray(cudnn.seen(queries, keys, window))
+    assert mask.shape == (len(segments), 1, time, 6)
+    for b, i, j in np.ndindex(len(segments), time, 6):
+        own = 6 - time + i
+        is_seen = segments[b, own] == segments[b, j] and j <= own and own - j < window
+        assert mask[b, 0, i, j] == (is_seen if segments[b, own] else own == j)
+
+
+def arrays(dtype, time: int = TIME) -> tuple:
+    like = jax.ShapeDtypeStruct
+    q = like((ROWS, time, HEADS, WIDTH), dtype)
+    k = like((ROWS, time, KV_HEADS, WIDTH), dtype)
+    past = like((ROWS // GROUP, PROMPT, KV_HEADS, WIDTH), dtype)
+    where, before = like((ROWS, time), jnp.int32), like((ROWS // GROUP, PROMPT), jnp.int32)
+    return (q, k, k, past, past), Places(where, where), Places(before, before)
+
+
+def fused_calls(dtype, time: int = TIME, sinks: bool = False) -> list[str]:
+    """Of cuDNN in gradients of attention, to the own tokens and to a shared prompt as well."""
+
+    def attention(inputs, places, past, window, sinks):
+        q, k, v, past_k, past_v = inputs
+        own = attend(q, k, v, places, window, sinks)
+        both = attend_to_prompt(q, k, v, places, (past_k, past_v, past), window, sinks)
+        return (own + both).astype(jnp.float32).sum()
+
+    window = Window(jax.ShapeDtypeStruct((), jnp.int32), 8)
+    sunk = jax.ShapeDtypeStruct((HEADS,), jnp.float32) if sinks else None
+    traced = jax.jit(jax.grad(attention)).trace(*arrays(dtype, time), window, sunk)
+    text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    return re.findall(r"__cudnn\$(\w+).*: \(tensor<(\w+)>", text)
+
+
+@pytest.fixture
+def ampere(monkeypatch):
+    monkeypatch.setattr(sharding, "platform", lambda: "gpu")
+    monkeypatch.setattr(cudnn, "_compute_capability", lambda: (8, 0))
+    # It asks the library, which is not here.
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+
+
+@pytest.mark.parametrize(("sinks", "width"), [(False, 16), (True, 24)])
+def test_programs_for_gpus_attend_by_cudnn_forward_and_backward(ampere, sinks, width):
+    forward, backward = "fmhaScaleBiasSoftmax", "fmhaScaleBiasSoftmaxBackward"
+    shape = f"{ROWS}x{TIME}x{HEADS}x{width}xbf16"
+    assert sorted(fused_calls(jnp.bfloat16, sinks=sinks)) == [
+        *[(forward, shape)] * 2,
+        *[(backward, shape)] * 2,
+    ]
+
+
+def test_each_gpu_of_a_mesh_attends_for_its_rows_and_heads(ampere):
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(1, 2, 4))):  # more chips than key-value heads
+        calls = fused_calls(jnp.bfloat16)
+    assert len(calls) == 4
+    assert {shape for _, shape in calls} == {f"{ROWS // 2}x{TIME}x{HEADS // 4}x{WIDTH}xbf16"}
+
+
+@pytest.mark.parametrize(("dtype", "time"), [(jnp.float32, TIME), (jnp.bfloat16, TIME - 1)])
+def test_what_cudnn_does_not_take_goes_in_blocks(ampere, dtype, time):
+    assert fused_calls(dtype, time) == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "width", "sinks", "serves"),
+    [
+        ((0, 0), 64, False, False),  # not NVIDIA's
+        ((7, 5), 64, False, False),
+        ((8, 0), 128, False, True),
+        ((8, 0), 128, True, False),
+        ((8, 9), 256, False, False),
+        ((9, 0), 256, False, True),
+        ((9, 0), 60, False, False),
+    ],
+)
+def test_cudnn_serves_what_the_chip_can(monkeypatch, capability, width, sinks, serves):
+    monkeypatch.setattr(cudnn, "_compute_capability", lambda: capability)
+    q = jax.ShapeDtypeStruct((1, 16, 2, width), jnp.bfloat16)
+    assert cudnn.serves(q, q, jnp.zeros(2) if sinks else None) == serves
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"), [("9.0", (9, 0)), ("12.0", (12, 0)), ("gfx942", (0, 0))]
+)
+def test_compute_capability_is_read_from_the_device(monkeypatch, name, capability):
+    class Gpu:
+        compute_capability = name
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Gpu()])
+    assert cudnn._compute_capability() == capability
