@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,12 @@ from typing import Any
 from cosr_jax.student.tensor_files import read_json
 from cosr_jax.types import UserError
 
-# Llama 3.2's template writes today's date into every prompt unless it is given one; a run that
-# goes on past midnight must see the same tokens.
-_TEMPLATE_ARGUMENTS = {"date_string": "26 Jul 2024"}
+# Templates of Llama 3.2, SmolLM3 and gpt-oss write today's date into every prompt; a run that goes
+# on past midnight must see the same tokens.
+_TODAY = datetime.datetime(2024, 7, 26)
+_TEMPLATE_ARGUMENTS = {"date_string": f"{_TODAY:%d %b %Y}"}
+_DATE = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
+_THOUGHT, _END_OF_THOUGHT = "<think>", "\n</think>\n\n"
 
 
 class Chat:
@@ -26,6 +31,8 @@ class Chat:
       pad_id: token that fills rows; masked everywhere, so which one it is does not matter.
       stop_ids: tokens that end an answer, ascending.
       end_of_turn_id: the one that the template puts after an assistant's turn.
+      answer_header: what the template puts between prompt and answer: nothing, an empty thought
+        (Qwen3), or the name of the answer's channel (gpt-oss).
       vocab_size: number of token ids that the tokenizer knows.
 
     Raises:
@@ -41,25 +48,41 @@ class Chat:
                 f"{folder}: the tokenizer has no chat template",
                 "use an instruction-tuned student, or add chat_template.jinja",
             )
+        try:
+            template = self._tokenizer.get_chat_template()
+        except ValueError as error:
+            raise UserError(
+                f"{folder}: none of the tokenizer's chat templates is the default ({error})",
+                "add the one to use as chat_template.jinja",
+            ) from error
+        self._template = _DATE.sub(lambda match: repr(f"{_TODAY:{match['format']}}"), template)
         self._system = [{"role": "system", "content": system_prompt}] if system_prompt else []
         self.vocab_size = len(self._tokenizer)
-        self.end_of_turn_id = self._find_end_of_turn()
+        self.answer_header, self.end_of_turn_id = self._find_turn()
         self.stop_ids = self._find_stop_ids()
         pad = self._tokenizer.pad_token_id
         self.pad_id: int = self.end_of_turn_id if pad is None else pad
+        added = self._tokenizer.added_tokens_decoder
+        header = self._encode(self.answer_header)
+        self._is_structured = any(token in added and added[token].special for token in header)
 
     def encode_prompt(self, prompt: str) -> tuple[int, ...]:
         """One user turn, after the system turn, up to and including the assistant's header."""
         return self._encode(self._render(prompt))
 
     def encode_completion(self, text: str) -> tuple[int, ...]:
-        """The assistant's text followed by the end-of-turn token."""
-        return (*self._encode(text), self.end_of_turn_id)
+        """The assistant's text, after its header, followed by the end-of-turn token."""
+        return (*self._encode(self.answer_header + text), self.end_of_turn_id)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Text without special tokens."""
+        """Text without special tokens; with those that tell an answer from a draft (gpt-oss)."""
+        if self._is_structured:
+            closing = {*self.stop_ids, self.pad_id}
+            token_ids = [token for token in token_ids if token not in closing]
         return self._tokenizer.decode(
-            list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
+            list(token_ids),
+            skip_special_tokens=not self._is_structured,
+            clean_up_tokenization_spaces=False,
         )
 
     def _encode(self, text: str) -> tuple[int, ...]:
@@ -73,7 +96,11 @@ class Chat:
             turns.append({"role": "assistant", "content": answer})
         try:
             return self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=answer is None, **_TEMPLATE_ARGUMENTS
+                turns,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=answer is None,
+                **_TEMPLATE_ARGUMENTS,
             )
         except jinja2.TemplateError as error:
             raise UserError(
@@ -81,27 +108,42 @@ class Chat:
                 "check student.system_prompt, which this template may not accept",
             ) from error
 
-    def _find_end_of_turn(self) -> int:
-        """The special token between an answer and whatever the template puts after it."""
+    def _find_turn(self) -> tuple[str, int]:
+        """What stands before an answer, and the special token after it."""
         question, answer = "2 + 2?", "It is 4."
-        start = self._render(question) + answer
-        whole = self._render(question, answer)
-        rest = self._encode(whole[len(start) :])
+        prompt, whole = self._render(question), self._render(question, answer)
+        shown, closing = prompt, ""
+        if not whole.startswith(prompt) and prompt.rstrip().endswith(_THOUGHT):
+            # Some templates open a thought in prompts alone (DeepSeek-R1's distillations).
+            shown, closing = prompt.rstrip().removesuffix(_THOUGHT), _END_OF_THOUGHT
+        header, begins, rest = whole.removeprefix(shown).partition(answer)
+        after = self._encode(rest)
         # all_special_ids are only the named ones: Llama 3's <|eot_id|> need not be among them.
         special = self._tokenizer.added_tokens_decoder
-        if not whole.startswith(start) or not rest or rest[0] not in special:
+        follows = whole.startswith(shown) and begins and after
+        if not follows or after[0] not in special:
             raise UserError(
                 f"{self._folder}: the chat template does not put an answer between the prompt and "
-                f"a special token (after {start!r} came {whole!r})",
+                f"a special token (after {prompt!r} came {whole!r})",
                 "use a student whose template appends answers unchanged",
             )
-        return rest[0]
+        return closing + header, after[0]
 
     def _find_stop_ids(self) -> tuple[int, ...]:
         ids = {self.end_of_turn_id, self._tokenizer.eos_token_id}
-        if (self._folder / "generation_config.json").exists():
-            declared = read_json(self._folder / "generation_config.json").get("eos_token_id")
-            ids |= set(declared) if isinstance(declared, list) else {declared}
+        # As in transformers, the model's own end tokens count where nothing is said of generation.
+        names = ("generation_config.json", "config.json")
+        found = [self._folder / name for name in names if (self._folder / name).exists()]
+        if found:
+            declared = read_json(found[0]).get("eos_token_id")
+            declared = declared if isinstance(declared, list) else [declared]
+            for token in declared:
+                if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
+                    raise UserError(
+                        f"{found[0]}: eos_token_id {token!r:.100} is no token id",
+                        "get the file again",
+                    )
+            ids |= set(declared)
         return tuple(sorted(ids - {None}))
 
 

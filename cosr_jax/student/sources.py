@@ -177,7 +177,11 @@ def _hub(source: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        folder = snapshot_download(source, allow_patterns=["*.json", "*.safetensors", "*.jinja"])
+        folder = snapshot_download(
+            source,
+            allow_patterns=["*.json", "*.safetensors", "*.jinja"],
+            ignore_patterns=["*/*"],  # gpt-oss has its weights once more in another format
+        )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

@@ -90,6 +90,68 @@ def test_the_date_in_a_template_stands_still(tmp_path):
     assert text_of(Chat(make_folder(tmp_path, template)).encode_prompt("a")).startswith("26 Jul")
 
 
+def test_a_date_that_the_template_asks_for_stands_still(tmp_path):
+    template = '{{ strftime_now("%Y-%m-%d") }}' + CHAT_TEMPLATE
+    prompt = text_of(Chat(make_folder(tmp_path, template)).encode_prompt("a"))
+    assert prompt.startswith("2024-07-26<|im_start|>")
+
+
+def test_channels_of_an_answer_are_kept_in_its_text(tmp_path):
+    """As in gpt-oss: roles and channels are special tokens, without which drafts are answers."""
+    begin, channel, content, done, end = (f"<|unused_{i}|>" for i in range(5))
+    template = (
+        "{% for m in messages %}" + begin + "{{ m['role'] }}{% if m['role'] == 'assistant' %}"
+        f"{channel}final{content}{{{{ m['content'] }}}}{done}{{% else %}}"
+        f"{content}{{{{ m['content'] }}}}{end}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{begin}assistant{{% endif %}}"
+    )
+    chat = Chat(make_folder(tmp_path, template))
+    ids = chat.encode_prompt("1") + chat.encode_completion("2")
+    assert (
+        text_of(ids) == f"{begin}user{content}1{end}{begin}assistant{channel}final{content}2{done}"
+    )
+    assert pieces([chat.end_of_turn_id]) == [done]
+    assert text_of(chat.stop_ids) == f"<|im_end|>{done}"
+    draft = f"{channel}analysis{content}3?{end}{begin}assistant{channel}final{content}2"
+    completion = chat._encode(draft + done)
+    assert chat.decode(completion) == draft
+
+
+@pytest.mark.parametrize(
+    ("answered", "prompted", "header"),
+    [
+        ("<think>\n\n</think>\n\n{{ m['content'] }}", "", "<think>\n\n</think>\n\n"),  # Qwen3
+        ("<think>\n\n</think>\n\n{{ m['content'] }}", "<think>\n", "\n</think>\n\n"),
+        ("{{ m['content'] }}", "<think>\n", "\n</think>\n\n"),  # DeepSeek-R1-Distill
+    ],
+)
+def test_an_answer_without_thoughts_has_the_template_s_empty_thought(
+    tmp_path, answered, prompted, header
+):
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% if m['role'] == 'assistant' %}"
+        f"{answered}{{% else %}}{{{{ m['content'] }}}}{{% endif %}}<|im_end|>\n{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}<|im_start|>assistant\n{prompted}{{% endif %}}"
+    )
+    chat = Chat(make_folder(tmp_path, template))
+    assert chat.answer_header == header
+    assert chat.encode_completion("12") == (*chat._encode(header), *chat._encode("12"), 2)
+    assert chat.decode(chat.encode_completion("12")).endswith("12")
+
+
+def test_the_model_s_end_tokens_count_where_nothing_is_said_of_generation(tmp_path):
+    folder = make_folder(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": [7, 2]}))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    assert Chat(folder).stop_ids == (2, 7)
+    (folder / "generation_config.json").write_text('{"eos_token_id": 5}')
+    assert Chat(folder).stop_ids == (2, 5)
+    (folder / "generation_config.json").write_text('{"eos_token_id": ["</s>"]}')
+    with pytest.raises(UserError, match="eos_token_id '</s>' is no token id"):
+        Chat(folder)
+
+
 REFUSALS = {
     "no template": (None, "", "has no chat template"),
     "no end of turn": (

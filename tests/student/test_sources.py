@@ -145,6 +145,24 @@ def test_hub_ids_without_a_network_are_one_sentence():
     assert "\n" not in str(caught.value)
 
 
+def test_of_a_hub_s_model_only_the_files_at_its_top_are_fetched(tmp_path, monkeypatch):
+    """gpt-oss' repository holds its weights once more, under original/."""
+    import huggingface_hub
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = ["config.json", "model-00000-of-00002.safetensors", "chat_template.jinja", "README.md"]
+    files += ["original/model--00001-of-00007.safetensors", "original/config.json", "metal/a.bin"]
+    fetched = []
+
+    def snapshot(source, **patterns):
+        fetched.extend(filter_repo_objects(files, **patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert resolve_source("owner/large") == tmp_path
+    assert fetched == files[:3]
+
+
 def test_a_local_folder_hides_a_hub_id(tmp_path, monkeypatch):
     (tmp_path / "owner" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
