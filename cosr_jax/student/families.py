@@ -291,20 +291,31 @@ _GPT_OSS_ROPE = {
     "original_max_position_embeddings": 4096,
 }
 
-_QWEN = {"default_rope_theta": 1e4, "num_key_value_heads": 32, "sliding_window": 4096}
+_QWEN = {
+    "default_rope_theta": 1e4,
+    "max_position_embeddings": 32_768,
+    "num_key_value_heads": 32,
+    "sliding_window": 4096,
+}
 
 #: model_type -> (defaults of its configuration class where ours differ, reader of its options).
 _FAMILIES: dict[str, tuple[dict[str, Any], Callable[[Values], dict[str, Any]]]] = {
-    "llama": ({"default_rope_theta": 1e4}, _llama),
+    "llama": ({"default_rope_theta": 1e4, "max_position_embeddings": 2048}, _llama),
     "qwen2": (_QWEN, _qwen2),
     "qwen3": ({**_QWEN, "head_dim": 128}, _qwen3),
     "qwen3_moe": ({**_QWEN, "num_key_value_heads": 4, "num_experts_per_tok": 8}, _qwen3_moe),
     "smollm3": (
-        {"default_rope_theta": 2e6, "num_key_value_heads": 4, "tie_word_embeddings": True},
+        {
+            "default_rope_theta": 2e6,
+            "max_position_embeddings": 32_768,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": True,
+        },
         _smollm3,
     ),
     "gemma3_text": (
         {
+            "max_position_embeddings": 131_072,
             "vocab_size": 262_208,
             "num_attention_heads": 8,
             "num_key_value_heads": 4,
@@ -319,6 +330,7 @@ _FAMILIES: dict[str, tuple[dict[str, Any], Callable[[Values], dict[str, Any]]]] 
     "gpt_oss": (
         {
             "default_rope_theta": 150_000.0,
+            "max_position_embeddings": 131_072,
             "attention_bias": True,
             "num_key_value_heads": 8,
             "head_dim": 64,
