@@ -1,4 +1,4 @@
-"""Students with experts: sampled, trained and counted alike on one device and on eight."""
+"""What routers do, in numbers."""
 
 import dataclasses
 
@@ -7,103 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from rollout_fixtures import make_engine, make_prompts, moved_adapters
+from stepping_fixtures import one_step, sft_rows, student
 
-from cosr_jax.config import GrpoConfig, LoraConfig, MeshConfig, StudentConfig, TrainConfig
-from cosr_jax.sharding import make_mesh
-from cosr_jax.student.families import MoeConfig
-from cosr_jax.student.model import ModelConfig, Student, abstract_student, random_base
 from cosr_jax.student.routing import load_metrics, router_load
-from cosr_jax.train.batching import batch_shape, grpo_batch, sft_batch
-from cosr_jax.train.losses import GrpoObjective, SftObjective
-from cosr_jax.train.step import batch_shards, init_state, make_logprobs_fn, make_train_step
-from cosr_jax.types import Outcome, RolloutGroup, SamplingParams, Task, Verdict
-
-PLAIN = ModelConfig(64, 32, 64, 2, 8, 4, 8, 1e-6, 10_000.0, True)
-#: Like Qwen3-MoE, and like gpt-oss.
-MODELS = {
-    "qwen3_moe": dataclasses.replace(PLAIN, qk_norm=True, moe=MoeConfig(8, 3, 16, True)),
-    "gpt_oss": dataclasses.replace(
-        PLAIN,
-        qkv_bias=True,
-        output_bias=True,
-        attention_sinks=True,
-        sliding_window=8,
-        sliding_layers=(0,),
-        moe=MoeConfig(8, 2, 16, True, clamped=True),
-    ),
-}
-TRAIN = TrainConfig(microbatch_size=4, logit_chunk=64)
-SAMPLED = SamplingParams(max_new_tokens=8)
-PROMPTS = make_prompts((3, 9, 5, 7), vocab=64)
-
-
-def student(name, mesh=None):
-    model = MODELS[name]
-    abstract = abstract_student(model, StudentConfig(), LoraConfig(rank=2, alpha=4.0))
-    base = jax.tree.map(lambda x: x * 4 if x.ndim > 1 else x, random_base(abstract.base, 0, mesh))
-    return Student(model, abstract.graphdef, moved_adapters(abstract, mesh), base)
-
-
-def judged(completions):
-    """Groups whose longer answers are right."""
-    task = Task("math", "addition", 0.0, "1+1?", "2", "addition:1")
-    groups = []
-    for prompt, group in zip(PROMPTS, completions, strict=True):
-        verdicts = [Verdict(Outcome.PASS, 1.0), Verdict(Outcome.FAIL, 0.0, "wrong_answer")]
-        groups.append(RolloutGroup(task, prompt, group).judged(verdicts))
-    return groups
-
-
-def grpo_rows(completions, mesh):
-    shape = batch_shape(8, TRAIN.microbatch_size, 16, 8, batch_shards(mesh))
-    return grpo_batch(judged(completions), shape, scale_advantages=True)[0]
-
-
-def sft_rows(mesh):
-    rng = np.random.default_rng(3)
-    examples = [(prompt, rng.integers(1, 64, 3 + i).tolist()) for i, prompt in enumerate(PROMPTS)]
-    return sft_batch(examples, batch_shape(4, TRAIN.microbatch_size, 16, 8, batch_shards(mesh)))
-
-
-def one_step(some, objective, batch, mesh):
-    step = make_train_step(some, objective, TRAIN, mesh)
-    state = init_state(jax.tree.map(jnp.copy, some.lora), TRAIN, mesh)
-    state, metrics = step(state, some.base, batch, 1e-3)
-    lora = {path: np.asarray(leaf[...]) for path, leaf in state.lora.flat_state()}
-    return lora, {name: float(value) for name, value in metrics.items()}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", MODELS)
-def test_samples_and_steps_are_the_same_on_eight_devices(name):
-    one, eight = student(name), make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    spread = student(name, eight)
-    completions = make_engine(one).generate(PROMPTS, 2, SAMPLED, seed=5)
-    results = {}
-    for mesh, some in ((None, one), (eight, spread)):
-        engine = make_engine(some, mesh)
-        own = engine.generate(PROMPTS, 2, SAMPLED, seed=5)
-        batch = grpo_rows(own, mesh)
-        trainers, _ = make_logprobs_fn(some, TRAIN, 1.0, mesh)(some.lora, some.base, batch)
-        mask = np.asarray(batch.completion_mask)
-        gap = np.abs(np.asarray(trainers) - np.asarray(batch.sampler_logprobs))[mask]
-        assert gap.max() <= 1e-4, mesh
-        grpo = GrpoObjective(GrpoConfig(), 1.0, 64.0)
-        results[mesh] = [
-            one_step(some, grpo, grpo_rows(completions, mesh), mesh),
-            one_step(some, SftObjective(), sft_rows(mesh), mesh),
-        ]
-    before = {path: np.asarray(leaf[...]) for path, leaf in one.lora.flat_state()}
-    for (lora, metrics), (lora8, metrics8) in zip(results[None], results[eight], strict=True):
-        assert metrics["grad_norm"] > 0 and metrics["nonfinite"] == 0
-        assert metrics8 == pytest.approx(metrics, rel=1e-3, abs=1e-5)
-        for path, value in lora.items():
-            assert np.isfinite(value).all() and (value != before[path]).any(), path
-            moved, moved8 = value - before[path], lora8[path] - before[path]
-            np.testing.assert_allclose(moved8, moved, rtol=0, atol=2e-4, err_msg=str(path))
-        assert any("moe" in path and path[-1] == "lora_b" for path in lora)
-        assert 1 < metrics["router/max_load"] <= metrics["router/max_load_max"] <= 8
+from cosr_jax.train.losses import SftObjective
 
 
 def oracle(logits, number):
