@@ -172,10 +172,12 @@ def attend_cached(
         return jnp.einsum(axes, q, keys.astype(q.dtype), preferred_element_type=jnp.float32)
 
     def mix(values: Packed, weights: jax.Array, axes: str) -> jax.Array:
-        return jnp.einsum(axes, weights, values.astype(q.dtype))
+        values = values.astype(q.dtype)
+        out = jnp.einsum(axes, weights, values, preferred_element_type=jnp.float32)
+        return out.astype(q.dtype)
 
     prompt_positions = jnp.repeat(cache.prompt_positions, rows // places, axis=0)
-    # Batch axes first in the product: the CPU knows no bfloat16 product in another order.
+    # Batch axes first in the products: the CPU knows no bfloat16 product in another order.
     to_prompt = at_layer(
         cache.prompt_k, layer, lambda keys, q: scores(keys, q, "psgqh,pghc->pgsqc"), by_place(q)
     )
@@ -199,9 +201,10 @@ def attend_cached(
     out = at_layer(
         cache.prompt_v,
         layer,
-        lambda values, w: mix(values, w, "psgqc,pgch->psgqh"),
+        lambda values, w: mix(values, w, "psgqc,pgch->pgsqh"),
         by_place(on_prompt),
-    ).reshape(q.shape)
+    )
+    out = out.swapaxes(1, 2).reshape(q.shape)
     out = out + at_layer(
         cache.v, layer, lambda values, w: mix(values, w, "rgqc,rgch->rgqh"), on_own
     )

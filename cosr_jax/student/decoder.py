@@ -27,6 +27,7 @@ from cosr_jax.student.moe import ExpertLinear, Moe, chosen_experts
 from cosr_jax.student.names import linear_layers, linear_names
 from cosr_jax.student.routing import RouterLoad, no_load
 from cosr_jax.student.shape import ModelConfig
+from cosr_jax.student.stacks import sliceable, sliced, stackable
 from cosr_jax.student.unstacked import choose_layer, split_stacked
 from cosr_jax.types import UserError
 
@@ -338,12 +339,12 @@ class Decoder(nnx.Module):
                 )
                 return new[:, None]
 
-            weights = nnx.merge_state(choose_layer(unstacked, number), weights)
+            weights = nnx.merge_state(choose_layer(unstacked, number), sliced(weights))
             x, kv, _ = build(weights, kind)(x, context, kind, None, attend_past)
             return x, kv
 
         numbers = jnp.arange(self.config.num_hidden_layers)
-        x, (k, v) = jax.lax.scan(layer, x, (numbers, stacked, self._kinds()))
+        x, (k, v) = jax.lax.scan(layer, x, (numbers, sliceable(stacked), self._kinds()))
         return self.norm(x)[:, 0], cache.append(k[:, :, 0], v[:, :, 0], positions, column)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
@@ -402,10 +403,11 @@ class Decoder(nnx.Module):
         def build(weights: nnx.State, kind: LayerKind) -> Block:
             def rows(stack: nnx.State) -> nnx.State:
                 return jax.tree.map(
-                    lambda x: jax.lax.dynamic_index_in_dim(x, kind.row, keepdims=False), stack
+                    lambda x: jax.lax.dynamic_index_in_dim(x, kind.row, keepdims=False),
+                    sliceable(stack),
                 )
 
-            return nnx.merge(graphdef, rows(mlp), rows(moe), weights)
+            return nnx.merge(graphdef, sliced(rows(mlp)), sliced(rows(moe)), weights)
 
         return state, build
 
@@ -428,13 +430,22 @@ class Decoder(nnx.Module):
 
     def _scan(self, layer, start, state, dropout_key):
         """``layer`` over all layers, keeping for the backward pass what ``remat`` says."""
+
+        def step(carried, inputs):
+            weights, *others = inputs
+            carried = jax.tree.map(lambda x, like: x.astype(like.dtype), carried, start)
+            carried, found = layer(carried, (sliced(weights), *others))
+            return stackable(carried), found
+
         if self.remat != "none":
             policy = jax.checkpoint_policies.save_only_these_names(*KEPT[self.remat])
-            layer = jax.checkpoint(layer, prevent_cse=False, policy=policy)
+            step = jax.checkpoint(step, prevent_cse=False, policy=policy)
         keys = None
         if dropout_key is not None:
             keys = jax.random.split(dropout_key, self.config.num_hidden_layers)
-        return jax.lax.scan(layer, start, (state, self._kinds(), keys))
+        inputs = sliceable(state), self._kinds(), keys
+        carried, found = jax.lax.scan(step, stackable(start), inputs)
+        return jax.tree.map(lambda x, like: x.astype(like.dtype), carried, start), found
 
 
 def _places(mask: jax.Array, start: jax.Array | int) -> Places:

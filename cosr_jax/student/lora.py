@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from cosr_jax import sharding
 from cosr_jax.config import LoraConfig
-from cosr_jax.student.products import product
+from cosr_jax.student.products import product, product_transposed
 from cosr_jax.student.quantised import Quantised
 from cosr_jax.types import UserError
 
@@ -67,7 +67,7 @@ def _merged_backward(scale, saved, pull):
     x, kernel, a, b = saved
     _, pull_a, pull_b = _adapter_pulls(x, a, b, scale, pull)
     merged = kernel.astype(x.dtype) + scale * product(a, b)
-    return product(pull, merged.T), None, pull_a, pull_b
+    return product_transposed(pull, merged), None, pull_a, pull_b
 
 
 merged_product.defvjp(_merged_forward, _merged_backward)
@@ -86,7 +86,7 @@ def _adapter_forward(x, a, b, scale):
 def _adapter_backward(scale, saved, pull):
     x, a, b = saved
     low_pull, pull_a, pull_b = _adapter_pulls(x, a, b, scale, pull)
-    return product(low_pull, a.T), pull_a, pull_b
+    return product_transposed(low_pull, a), pull_a, pull_b
 
 
 adapter_product.defvjp(_adapter_forward, _adapter_backward)
@@ -94,7 +94,7 @@ adapter_product.defvjp(_adapter_forward, _adapter_backward)
 
 def _adapter_pulls(x, a, b, scale, pull):
     """Gradients of scale (x A) B with respect to x A, to A and to B."""
-    low_pull = scale * product(pull, b.T)
+    low_pull = scale * product_transposed(pull, b)
     # Narrow matrices on the left: contracting the tokens of a wide left side would transpose it.
     pull_a = product(low_pull.T, x).T
     pull_b = scale * product(product(x, a).T, pull)

@@ -22,6 +22,23 @@ def product(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.matmul(x, y, preferred_element_type=jnp.float32).astype(x.dtype)
 
 
+def product_transposed(x: jax.Array, y: jax.Array) -> jax.Array:
+    """x y^T [..., n, k], summed and rounded as by ``product``.
+
+    One contraction, not a transpose and a product: from these XLA's CPU backend makes a float32
+    product, at half the speed of bfloat16.
+
+    Args:
+      x: [..., n, m].
+      y: [..., k, m].
+    """
+    last, rows = x.ndim - 1, tuple(range(x.ndim - 2))
+    out = jax.lax.dot_general(
+        x, y, (((last,), (last,)), (rows, rows)), preferred_element_type=jnp.float32
+    )
+    return out.astype(x.dtype)
+
+
 @jax.custom_vjp
 def frozen_product(x: jax.Array, kernel: Any) -> jax.Array:
     """x W [tokens, out] for a frozen W, which receives no gradient.
@@ -38,7 +55,7 @@ def _forward(x, kernel):
 
 
 def _backward(kernel, pull):
-    return product(pull, kernel.astype(pull.dtype).T), None
+    return product_transposed(pull, kernel.astype(pull.dtype)), None
 
 
 frozen_product.defvjp(_forward, _backward)

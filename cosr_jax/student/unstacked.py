@@ -19,7 +19,8 @@ from flax import nnx
 
 from cosr_jax.student.layers import Linear
 from cosr_jax.student.packed import Packed
-from cosr_jax.student.products import product
+from cosr_jax.student.products import product_transposed
+from cosr_jax.student.stacks import sliceable, sliced
 
 #: Arrays of all layers: one with a leading layers axis, or one a layer.
 Stack = Packed | tuple[Packed, ...]
@@ -42,8 +43,10 @@ def at_layer(
     if isinstance(stack, tuple):
         branches = [lambda *operands, one=one: use(one, *operands) for one in stack]
         return jax.lax.switch(layer, branches, *operands)
-    one = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), stack)
-    return use(one, *operands)
+    one = jax.tree.map(
+        lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), sliceable(stack)
+    )
+    return use(sliced(one), *operands)
 
 
 @jax.tree_util.register_dataclass
@@ -64,10 +67,10 @@ class Unstacked:
         return self
 
     def __rmatmul__(self, x: jax.Array) -> jax.Array:
-        # [out, in] x [in, rows]: a kernel that stands first is read as it lies; standing second,
+        # [out, in] x [rows, in]^T: a kernel that stands first is read as it lies; standing second,
         # it would be packed into another layout before each product.
         assert self.layer is not None
-        return at_layer(self.kernels, self.layer, product, x.T).T
+        return at_layer(self.kernels, self.layer, product_transposed, x).T
 
 
 def unstack(graphdef: nnx.GraphDef, lora: nnx.State, base: nnx.State, merged: bool) -> nnx.State:

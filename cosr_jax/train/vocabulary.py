@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from cosr_jax import sharding
+from cosr_jax.student.stacks import sliceable, sliced
 
 #: Entries of the vocabulary whose logits exist at once (on each chip that holds a share): products
 #: with fewer are slow, and more leave a CPU's cache.
@@ -58,7 +59,8 @@ def softmax_stream(
     vectors = sharding.constrain(kernel.T.astype(hidden.dtype), "vocab", "hidden")
     chosen = sharding.constrain(jnp.take(vectors, targets, axis=0), "replica", "hidden")
     vectors = sharding.constrain(vectors.reshape(shards, share, width), "vocab", None, "hidden")
-    first = jnp.arange(shards, dtype=jnp.int32)[:, None, None] * share
+    vectors = sliceable(vectors)
+    first = jnp.arange(shards, dtype=jnp.int32)[:, None] * share
     ones = jnp.ones((size, 1), jnp.float32)
 
     def capped(logits: jax.Array) -> tuple[jax.Array, jax.Array | float]:
@@ -71,43 +73,51 @@ def softmax_stream(
     def add(i: jax.Array, sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         top, total, moment, pull = sums
         start = jnp.minimum(i * size, share - size)  # the last slice overlaps the one before it
-        part = jax.lax.dynamic_slice_in_dim(vectors, start, size, axis=1)
-        logits = _product("th,svh->stv", hidden, part)
-        logits, slope = capped(sharding.constrain(logits, "vocab", "replica", None))
-        columns = first + start + jnp.arange(size)[None, None]
+        part = sliced(jax.lax.dynamic_slice_in_dim(vectors, start, size, axis=1))
+        # Tokens first: an einsum puts the matrix first that has more axes, and a transposed matrix
+        # of logits is what a CPU reads slowest.
+        logits = jax.lax.dot_general(
+            hidden, part, (((1,), (2,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        logits, slope = capped(sharding.constrain(logits, "replica", "vocab", None))
+        columns = first + start + jnp.arange(size)[None]
         # The target stays out, and is added at the end: where it takes nearly all, what is left
         # would otherwise be the difference of two large numbers.
-        counts = (columns != targets[None, :, None]) & (columns >= first + i * size)
+        counts = (columns[None] != targets[:, None, None]) & (columns >= first + i * size)[None]
+        logits = jnp.where(counts, logits, _LOWEST)
         higher = jnp.maximum(top, logits.max(-1))
-        weights = jnp.where(counts, jnp.exp(logits - higher[..., None]), 0.0)
+        weights = jnp.exp(logits - higher[..., None])
         fade = jnp.exp(top - higher)
         # Sums as products: these run on all cores, where a reduction does not always.
         total = total * fade + (weights @ ones)[..., 0]
         moment = moment * fade + ((weights * logits) @ ones)[..., 0]
         if with_pull:
             steep = (weights * slope).astype(hidden.dtype)
-            pull = pull * fade[..., None] + _product("stv,svh->sth", steep, part)
+            more = jax.lax.dot_general(
+                steep, part, (((2,), (1,)), ((1,), (0,))), preferred_element_type=jnp.float32
+            )
+            pull = pull * fade[..., None] + more.swapaxes(0, 1)
         return higher, total, moment, pull
 
     def zeros(*shape: int) -> jax.Array:
-        empty = jnp.zeros((shards, tokens, *shape), jnp.float32)
-        return sharding.constrain(empty, "vocab", "replica", *[None] * len(shape))
+        empty = jnp.zeros((tokens, shards, *shape), jnp.float32)
+        return sharding.constrain(empty, "replica", "vocab", *[None] * len(shape))
 
     start = (zeros() + _LOWEST, zeros(), zeros(), zeros(width if with_pull else 0))
     top, total, moment, pull = jax.lax.fori_loop(0, slices, add, start)
 
     target, slope = capped(_product("th,th->t", hidden, chosen))
-    highest = jnp.maximum(top.max(0), target)
-    fade = jnp.exp(top - highest[None])
-    others, mine = (total * fade).sum(0), jnp.exp(target - highest)
+    highest = jnp.maximum(top.max(1), target)
+    fade = jnp.exp(top - highest[:, None])
+    others, mine = (total * fade).sum(1), jnp.exp(target - highest)
     whole = others + mine
     lse = highest + jnp.log(whole)
-    entropy = lse - ((moment * fade).sum(0) + mine * target) / whole
+    entropy = lse - ((moment * fade).sum(1) + mine * target) / whole
     if not with_pull:
         return target - lse, entropy, None
     # k_target (1 - softmax_target) - the others, each times its slope.
     up = chosen.astype(jnp.float32) * (slope * others / whole)[:, None]
-    down = (pull * fade[..., None]).sum(0) / whole[:, None]
+    down = (pull * fade[..., None]).sum(1) / whole[:, None]
     return target - lse, entropy, (up - down) / temperature
 
 
