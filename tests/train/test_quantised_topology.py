@@ -31,5 +31,5 @@ def test_qlora_of_an_8b_student_fits_one_v5e_chip():
     memory = compiled_memory(PROGRAM)
     # Embedding and output 2.3, kernels of 4.25 bits 3.4, adapters and moments 0.5 GiB.
     assert 6.2 * 2**30 < memory["arguments"] <= 6.5 * 2**30
-    # A wide stack of layers would be 13 GiB.
-    assert 0 < memory["temporary"] <= 3 * 2**30
+    # 2.35 GiB (libtpu 0.0.51); a wide stack of layers would be 13 GiB.
+    assert 0 < memory["temporary"] <= 2.75 * 2**30
