@@ -302,6 +302,12 @@ def _targets(student: Student, wrapped: bool) -> dict[str, Any]:
             "its experts' and leaves out those of its plain MLPs",
             "export the merged weights, or do not adapt mlp... of a student with experts",
         )
+    if ("moe.gate_proj" in linears) != ("moe.up_proj" in linears):
+        raise UserError(
+            "config.lora.targets: PEFT joins gate_proj and up_proj of this student's experts, and "
+            "loads no adapters of one without the other",
+            "export the merged weights, or adapt both of moe.gate_proj and moe.up_proj",
+        )
     modules = sorted({linear.split(".")[-1] for linear in linears if linear not in parameters})
     targets: dict[str, Any] = {"target_modules": modules}
     if wrapped:  # the vision tower has a q_proj as well; PEFT takes one string for a pattern

@@ -90,10 +90,13 @@ def load_base(
       UserError: a file cannot be read, or a tensor is missing, unexpected, of another shape or kind
         of number, or not finite.
     """
-    files = TextFolder(TensorFolder(folder), tell)
+    stored = TensorFolder(folder)
+    files = TextFolder(stored, tell)
     tensors = ExpandedFolder(files)
     names = hf_names(student.config)
     _check_names(tensors, student.base, names)
+    if student.config.tie_word_embeddings:
+        _check_tied(stored)
     leaves = {}
     for path, variable in student.base.flat_state():
         leaves[path] = variable.replace(
@@ -157,6 +160,27 @@ def _check_names(
                 f"of {', '.join(_DTYPES)}",
                 "use the weights that were not quantised, or MXFP4",
             )
+
+
+def _check_tied(files: TensorFolder) -> None:
+    """A copy of the tied embedding must be one: transformers ties no others, and uses both."""
+    head, embed = (
+        next((name for name in sorted(files.names) if f".{name}".endswith(end)), None)
+        for end in (".lm_head.weight", ".embed_tokens.weight")
+    )
+    if head is None or embed is None:
+        return
+    shape = files.shape(embed)
+    rows = max(1, _LOOKED_AT // max(1, math.prod(shape[1:])))
+    pieces = [(slice(at, min(at + rows, shape[0])),) for at in range(0, shape[0], rows)]
+    if files.shape(head) != shape or not all(
+        np.array_equal(files.read(head, piece), files.read(embed, piece)) for piece in pieces
+    ):
+        raise UserError(
+            f"{files.folder}: tensor {head!r} is no copy of {embed!r}, but config.json has "
+            "tie_word_embeddings true",
+            "set it to false there, if both are meant; otherwise get the files again",
+        )
 
 
 def _read_variable(
@@ -238,7 +262,10 @@ def _read_part(
 
     if not name.stacks:
         return one(name.tensor(()))
-    out = np.empty([stop - start for start, stop in bounds], like.dtype)
+    shape = [stop - start for start, stop in bounds]
+    if math.prod(shape[: name.stacks]) == 1:
+        return one(name.tensor(tuple(s.start for s in index[: name.stacks]))).reshape(shape)
+    out = np.empty(shape, like.dtype)
     for at in np.ndindex(out.shape[: name.stacks]):
         out[at] = one(name.tensor(tuple(s.start + i for s, i in zip(index, at, strict=False))))
     return out

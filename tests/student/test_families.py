@@ -153,6 +153,14 @@ def test_peft_has_no_form_for_adapters_of_plain_mlps_beside_experts(tmp_path):
         export_adapter(tiny_student(MIXED), LORA, tmp_path / "adapter", "tiny")
 
 
+def test_peft_has_no_form_for_half_of_what_it_joins(tmp_path):
+    student = tiny_student(MIXED)
+    lora = dataclasses.replace(LORA, targets=(r"attn\..*", r"moe\.gate_proj"))
+    half = abstract_student(student.config, StudentConfig(), lora)
+    with pytest.raises(UserError, match=r"config\.lora\.targets: PEFT joins gate_proj and up_proj"):
+        export_adapter(half, lora, tmp_path / "adapter", "tiny")
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_tensor_has_one_name(name):
     student, weights = tiny_student(name), tiny_weights(name)

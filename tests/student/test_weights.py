@@ -119,6 +119,32 @@ def test_an_untied_copy_of_a_tied_head_and_old_buffers_are_passed_over(tmp_path)
     assert jax.tree.structure(load_base(abstract, folder)) == jax.tree.structure(abstract.base)
 
 
+def test_a_head_that_is_no_copy_of_a_tied_embedding_is_refused(tmp_path):
+    """transformers does not tie what differs."""
+    folder = write_folder(tmp_path, "tiny_llama")
+    stored = tiny_weights("tiny_llama")
+    head = stored["lm_head.weight"] = stored["model.embed_tokens.weight"].copy()
+    head[-1, -1] += 1
+    write_tensors(folder, stored.items())
+    abstract = abstract_student(load_config(str(folder)), StudentConfig(), LORA)
+    with pytest.raises(UserError, match=r"'lm_head\.weight' is no copy of 'model\.embed_tokens"):
+        load_base(abstract, folder)
+
+
+def test_tensors_of_one_folder_may_differ_in_dtype(tmp_path):
+    """Each is widened exactly."""
+    kinds = [np.float32, np.float16, ml_dtypes.bfloat16, np.float64]
+    values = enumerate(tiny_weights("tiny_llama").items())
+    stored = {name: value.astype(kinds[i % 4]) for i, (name, value) in values}
+    folder = write_folder(tmp_path, "tiny_llama")
+    write_tensors(folder, stored.items())
+    config = load_config(str(folder))
+    base = load_base(abstract_student(config, StudentConfig(), LORA), folder)
+    variables = ((path, v.get_raw_value()) for path, v in base.flat_state())
+    for name, value in hf_tensors(config, variables):
+        np.testing.assert_array_equal(value, stored[name].astype(np.float32))
+
+
 DTYPES = st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16])
 
 
