@@ -63,12 +63,19 @@ def cudnn_attention(
       [batch, time, heads, head_dim] in q's dtype.
     """
     head_dim = q.shape[-1]
+    # The mask says so already, but lets cuDNN compute what it hides; keys that come before or
+    # after the queries' own are not where cuDNN's triangle has them.
+    is_causal = q.shape[1] == k.shape[1] and sinks is None
     mask = seen(queries, keys, None if window is None else window.tokens)
     if sinks is not None:
         q, k, v, mask = _with_sinks(q, k, v, mask, sinks)
     q, k, v = (checkpoint_name(x, "attention") for x in (q, k, v))
     out = jax.nn.dot_product_attention(
-        q, k, v, mask=mask, scale=head_dim**-0.5, implementation=implementation
+        *(q, k, v),
+        mask=mask,
+        scale=head_dim**-0.5,
+        is_causal=is_causal,
+        implementation=implementation,
     )
     return out[..., :head_dim]
 

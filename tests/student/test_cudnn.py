@@ -53,8 +53,11 @@ def arrays(dtype, time: int = TIME) -> tuple:
     return (q, k, k, past, past), Places(where, where), Places(before, before)
 
 
-def fused_calls(dtype, time: int = TIME, sinks: bool = False) -> list[str]:
-    """Of cuDNN in gradients of attention, to the own tokens and to a shared prompt as well."""
+def fused_calls(dtype, time: int = TIME, sinks: bool = False) -> list[tuple[str, str, str]]:
+    """Name, kind of mask and queries' type of the calls of cuDNN in a gradient of attention.
+
+    To the own tokens, and to those and a shared prompt.
+    """
 
     def attention(inputs, places, past, window, sinks):
         q, k, v, past_k, past_v = inputs
@@ -66,7 +69,8 @@ def fused_calls(dtype, time: int = TIME, sinks: bool = False) -> list[str]:
     sunk = jax.ShapeDtypeStruct((HEADS,), jnp.float32) if sinks else None
     traced = jax.jit(jax.grad(attention)).trace(*arrays(dtype, time), window, sunk)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
-    return re.findall(r"__cudnn\$(\w+).*: \(tensor<(\w+)>", text)
+    call = r"__cudnn\$fmhaScaleBiasSoftmax(\w*)\(.*mask_type\\22: \\22(\w+)\\.*: \(tensor<(\w+)>"
+    return re.findall(call, text)
 
 
 @pytest.fixture
@@ -79,19 +83,18 @@ def ampere(monkeypatch):
 
 @pytest.mark.parametrize(("sinks", "width"), [(False, 16), (True, 24)])
 def test_programs_for_gpus_attend_by_cudnn_forward_and_backward(ampere, sinks, width):
-    forward, backward = "fmhaScaleBiasSoftmax", "fmhaScaleBiasSoftmaxBackward"
     shape = f"{ROWS}x{TIME}x{HEADS}x{width}xbf16"
-    assert sorted(fused_calls(jnp.bfloat16, sinks=sinks)) == [
-        *[(forward, shape)] * 2,
-        *[(backward, shape)] * 2,
-    ]
+    own = "NO_MASK" if sinks else "CAUSAL"  # beside the mask that is an array
+    assert sorted(fused_calls(jnp.bfloat16, sinks=sinks)) == sorted(
+        (way, mask, shape) for way in ("", "Backward") for mask in (own, "NO_MASK")
+    )
 
 
 def test_each_gpu_of_a_mesh_attends_for_its_rows_and_heads(ampere):
     with jax.set_mesh(sharding.make_mesh(MeshConfig(1, 2, 4))):  # more chips than key-value heads
         calls = fused_calls(jnp.bfloat16)
     assert len(calls) == 4
-    assert {shape for _, shape in calls} == {f"{ROWS // 2}x{TIME}x{HEADS // 4}x{WIDTH}xbf16"}
+    assert {shape for *_, shape in calls} == {f"{ROWS // 2}x{TIME}x{HEADS // 4}x{WIDTH}xbf16"}
 
 
 @pytest.mark.parametrize(("dtype", "time"), [(jnp.float32, TIME), (jnp.bfloat16, TIME - 1)])
