@@ -1,5 +1,7 @@
 """Memory of a GRPO step on TPU chips that are not here, by the real TPU compiler: ours or Tunix's.
 
+And, with ``--side=decode``, of our decoding program for 64 rows.
+
     python tools/aot_memory.py --model=qwen2.5-1.5b,qwen3-8b --tokens=512+512,512+3584
     python tools/aot_memory.py --side=tunix --model=qwen2.5-1.5b --tokens=512+512
 
@@ -21,7 +23,7 @@ import sys
 import time
 from typing import Any
 
-ROWS, RANK = 16, 16
+ROWS, RANK, DECODED = 16, 16, 64
 #: What the models' config.json say, as far as it tells on memory.
 MODELS: dict[str, dict[str, Any]] = {
     "qwen2.5-1.5b": {
@@ -74,6 +76,24 @@ MODELS: dict[str, dict[str, Any]] = {
         "hidden_act": "silu",
         "tie_word_embeddings": False,
     },
+    "gpt-oss-20b": {
+        "model_type": "gpt_oss",
+        "architectures": ["GptOssForCausalLM"],
+        "vocab_size": 201088,
+        "hidden_size": 2880,
+        "intermediate_size": 2880,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "num_local_experts": 32,
+        "num_experts_per_tok": 4,
+        "sliding_window": 128,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 150000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+    },
 }
 
 
@@ -88,32 +108,103 @@ class Job:
     mesh: tuple[int, int, int]  # data, fsdp, tensor
     group: int  # samples of a prompt, which is computed once where whole groups meet
     flash: bool  # Tunix: with its splash attention
+    microbatch: int = ROWS  # ours: sequences
+    targets: str = ".*"  # ours: linears with adapters
+    experts: str = ".*"  # ours: experts whose adapters act
+    quantise: str = "none"  # ours: form of the frozen kernels, in blocks of 32
 
 
 def ours(job: Job) -> tuple[int, int]:
     """(arguments, temporary memory) of our step, in bytes a chip."""
-    from cosr_jax.config import GrpoConfig, LoraConfig, MeshConfig, StudentConfig, TrainConfig
-    from cosr_jax.run.plan import compile_step, topology_devices
-    from cosr_jax.sharding import make_mesh
-    from cosr_jax.student.model import ModelConfig, abstract_student
+    from cosr_jax.config import GrpoConfig, TrainConfig
+    from cosr_jax.run.plan import compile_step
     from cosr_jax.train.batching import batch_shape
     from cosr_jax.train.losses import GrpoObjective
     from cosr_jax.train.step import batch_shards
 
-    devices = topology_devices(job.topology)
-    config = ModelConfig.from_hf(MODELS[job.model])
-    targets = ("attn.*",) if config.moe is not None else LoraConfig().targets
-    student = abstract_student(
-        config,
-        StudentConfig(param_dtype="bfloat16", compute_dtype="bfloat16"),
-        LoraConfig(rank=RANK, targets=targets),
-    )
-    mesh = make_mesh(MeshConfig(*job.mesh), devices)
-    shape = batch_shape(ROWS, ROWS, job.prompt, job.completion, batch_shards(mesh))
+    student, mesh = _student(job)
+    shape = batch_shape(ROWS, job.microbatch, job.prompt, job.completion, batch_shards(mesh))
     objective = GrpoObjective(GrpoConfig(), 1.0, ROWS * job.completion)
-    train = TrainConfig(microbatch_size=ROWS)
+    train = TrainConfig(microbatch_size=job.microbatch)
     memory = compile_step(student, objective, train, shape, mesh, group=job.group)
     return memory.arguments, memory.temporary
+
+
+def decode(job: Job) -> tuple[int, int]:
+    """The same of our decoding program: ``DECODED`` rows in groups of eight of a prompt."""
+    import functools
+
+    import jax
+    import jax.numpy as jnp
+    from jax.sharding import NamedSharding, PartitionSpec
+
+    from cosr_jax.rollout import slots
+    from cosr_jax.sharding import array_sharding, state_shardings
+
+    student, mesh = _student(job)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def array(shape, dtype, where=everywhere):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    def spread(state):
+        where = state_shardings(mesh, state)
+        return jax.tree.map(lambda x, where: array(x.shape, x.dtype, where), state, where)
+
+    def cached(x):  # as ``slots.pinned`` lays it out
+        axes = ("layers", "batch", "kv_heads", None, None) if x.ndim == 5 else ("batch", None)
+        return array(x.shape, x.dtype, array_sharding(mesh, axes, x.shape))
+
+    empty = functools.partial(
+        slots.empty_slots,
+        student.config,
+        DECODED,
+        DECODED // 8,
+        job.prompt,
+        job.completion,
+        jnp.bfloat16,
+        unstacked=False,
+    )
+    state = jax.tree.map(lambda x: array(x.shape, x.dtype), jax.eval_shape(empty))
+    state = dataclasses.replace(state, cache=jax.tree.map(cached, state.cache))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    number, count = array((), jnp.float32), array((), jnp.int32)
+    drawing = slots.Drawing(
+        array(key.shape, key.dtype), array((2,), jnp.int32), number, number, count
+    )
+    program = functools.partial(slots.decode, student.graphdef)
+    options = functools.partial(program, adapters=True, greedy=False, truncated=False)
+    with jax.set_mesh(mesh):
+        lowered = jax.jit(options, donate_argnums=2).lower(
+            spread(student.lora),
+            spread(student.base),
+            state,
+            drawing=drawing,
+            wanted=array((DECODED,), bool),
+            enough=count,
+        )
+        stats = lowered.compile().memory_analysis()
+    return stats.argument_size_in_bytes, stats.temp_size_in_bytes
+
+
+def _student(job: Job) -> tuple[Any, Any]:
+    """Our student, abstract, and the mesh."""
+    from cosr_jax.config import LoraConfig, MeshConfig, StudentConfig
+    from cosr_jax.run.plan import topology_devices
+    from cosr_jax.sharding import make_mesh
+    from cosr_jax.student.model import ModelConfig, abstract_student
+
+    student = abstract_student(
+        ModelConfig.from_hf(MODELS[job.model]),
+        StudentConfig(
+            param_dtype="bfloat16",
+            compute_dtype="bfloat16",
+            quantise=job.quantise,
+            quantise_block=32,
+        ),
+        LoraConfig(rank=RANK, targets=(job.targets,), experts=(job.experts,)),
+    )
+    return student, make_mesh(MeshConfig(*job.mesh), topology_devices(job.topology))
 
 
 def tunix(job: Job) -> tuple[int, int]:
@@ -246,15 +337,22 @@ def _is_trained(nnx: Any) -> Any:
     return nnx.Any(nnx.LoRAParam, nnx.optimizer.OptState)
 
 
+SIDES = {"ours": ours, "tunix": tunix, "decode": decode}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--side", choices=("ours", "tunix"), default="ours")
+    parser.add_argument("--side", choices=SIDES, default="ours")
     parser.add_argument("--model", default="qwen2.5-1.5b,qwen3-8b", help="names, with commas")
     parser.add_argument("--tokens", default="512+512,512+3584", help="prompt+completion, ...")
     parser.add_argument("--topology", default="v5e:4x4")
     parser.add_argument("--mesh", default="1,16,1", help="data,fsdp,tensor")
     parser.add_argument("--group", type=int, default=1, help="ours: samples of a shared prompt")
     parser.add_argument("--flash", action="store_true", help="tunix: its splash attention")
+    parser.add_argument("--microbatch", type=int, default=ROWS, help="ours: sequences")
+    parser.add_argument("--targets", default=".*", help="ours: config.lora.targets, one pattern")
+    parser.add_argument("--experts", default=".*", help="ours: config.lora.experts, one pattern")
+    parser.add_argument("--quantise", default="none", help="ours: config.student.quantise")
     options = parser.parse_args()
     data, fsdp, tensor = map(int, options.mesh.split(","))
     for model in options.model.split(","):
@@ -268,12 +366,16 @@ def main() -> None:
                 (data, fsdp, tensor),
                 options.group,
                 options.flash,
+                options.microbatch,
+                options.targets,
+                options.experts,
+                options.quantise,
             )
             started = time.monotonic()
             # The compiler's own words go to standard output; the table should not.
             with contextlib.redirect_stdout(sys.stderr):
                 try:
-                    arguments, temporary = {"ours": ours, "tunix": tunix}[options.side](job)
+                    arguments, temporary = SIDES[options.side](job)
                     found: dict[str, Any] = {"arguments": arguments, "temporary": temporary}
                 except Exception as error:
                     if "RESOURCE_EXHAUSTED" not in str(error):
