@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from cosr_jax.types import (
     AdmissionResult,
+    CellEvidence,
     Completion,
     Diagnosis,
+    FailedSample,
     Finished,
     Plan,
     RolloutGroup,
@@ -51,6 +54,22 @@ class Curator(Protocol):
         """Cells to be sampled before ``plan``, so that its diagnosis has evidence of them."""
         return ()
 
+    def asking_ahead(
+        self, round: int, evidence: Sequence[CellEvidence], failures: Sequence[FailedSample]
+    ) -> contextlib.AbstractContextManager[None]:
+        """Asks, while the block runs, what ``plan`` would ask first; ``plan`` has the answers then.
+
+        The student is measured in the block, so that neither waits for the other.  Nothing else of
+        the curator is called there.  The end of the block waits for the answers, and an exception
+        in it drops them.  What goes wrong with them ``plan`` tells, as if it had asked.
+
+        Args:
+          round: the one that is to be planned, if the run does not end with the measurement.
+          evidence: of the round before; not yet of the cells of ``wanted_diagnosis``.
+          failures: likewise.
+        """
+        return contextlib.nullcontext()
+
     def plan(self, diagnosis: Diagnosis, lab: Lab) -> Plan:
         """Plans the next round."""
         ...
@@ -81,6 +100,10 @@ class Curator(Protocol):
     def take_records(self) -> list[dict[str, Any]]:
         """What happened since the last call, as JSON-serialisable records for the log."""
         return []
+
+    def take_seconds(self) -> tuple[float, float]:
+        """Seconds since the last call that models were asked; those of them that a run waited."""
+        return 0.0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to go on identically, as JSON-serialisable values."""

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -165,11 +166,13 @@ def report(workdir: Path) -> dict[str, Any]:
     return content
 
 
-def assert_same_run(one: Path, other: Path) -> None:
+def assert_same_run(
+    one: Path, other: Path, saved: Callable[[Path], dict[int, Any]] = saved_steps
+) -> None:
     """Bit for bit: checkpoints, training samples in their order, metrics and report."""
     assert (one / "samples/train.jsonl").read_bytes() == (
         other / "samples/train.jsonl"
     ).read_bytes()
     assert metrics(one) == metrics(other)
-    assert saved_steps(one) == saved_steps(other)
+    assert saved(one) == saved(other)
     assert report(one) == report(other)

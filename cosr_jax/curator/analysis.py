@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from cosr_jax.curator import prompts
-from cosr_jax.curator.calls import CallError
+from cosr_jax.curator.calls import CallError, Question
 from cosr_jax.curator.client import Client
-from cosr_jax.curator.consult import Counsel, consult_each
+from cosr_jax.curator.consult import Counsel, consult_each, to_each
 from cosr_jax.curator.failures import Failure
 from cosr_jax.curator.quoting import quoted
 from cosr_jax.curator.schemas import Context
@@ -78,40 +77,54 @@ class Analysis:
     lost: tuple[str, ...] = ()  # reasons for which analysts gave no usable answer
 
 
-def analyse(
-    client: Client,
-    failures: Sequence[FailedSample],
-    rates: Sequence[CellEvidence],
-    skills: Collection[str],
-    max_claims: int,
-    max_tokens: int,
-    seed: int,
-    analysts: int = 1,
-) -> Analysis:
-    """Asks for the weaknesses behind ``failures``; without any there is none.
+@dataclasses.dataclass(frozen=True)
+class Inquiry:
+    """What analysts are asked.
 
     One analyst is whoever of the role's endpoints answers first; several are as many of these
-    endpoints, each asked for itself.  Those that give no usable answer are done without.
+    endpoints, each asked for itself.
+    """
 
-    Args:
-      client: asks.
-      failures: of training samples.
-      rates: successes by cell.
-      skills: what claims may be about.
-      max_claims: claims that are kept.
-      max_tokens: longest prompt, estimated.
-      seed: of the sample of failures that is shown.
-      analysts: models that look at the same failures; no more than the role has endpoints.
+    failures: Sequence[FailedSample]  # of training samples
+    rates: Sequence[CellEvidence]  # successes by cell
+    skills: Collection[str]  # what claims may be about
+    max_claims: int  # claims that are kept
+    max_tokens: int  # longest prompt, estimated
+    seed: int  # of the sample of failures that is shown
+    analysts: int = 1  # models that look at the same failures, as far as the role has endpoints
+
+    def prompt(self, max_tokens: int) -> prompts.Prompt:
+        """The analysts' prompt, in at most so many tokens."""
+        context = Context(known_skills=self.skills, max_items=self.max_claims)
+        failures = [as_failure(failure) for failure in self.failures]
+        return prompts.analyst(failures, self.rates, context, max_tokens, self.seed)
+
+    def endpoints(self, client: Client) -> tuple[tuple[str, ...], ...]:
+        """For each answer the names of those who may give it; (): those of the role."""
+        names = tuple((e.name,) for e in client.routes["analyst"][: self.analysts])
+        return names if len(names) > 1 else ((),)
+
+    def questions(self, client: Client) -> list[Question]:
+        """Those that ``analyse`` asks, for asking them ahead; only with failures there are any.
+
+        Raises:
+          UserError: not one failure fits into a prompt.
+        """
+        return to_each(self.prompt, self.max_tokens, self.endpoints(client))
+
+
+def analyse(client: Client, inquiry: Inquiry) -> Analysis:
+    """Asks for the weaknesses behind failures; without any there is none.
+
+    Analysts that give no usable answer are done without.
 
     Raises:
       CallError: no model gave a usable answer.
+      UserError: not one failure fits into a prompt; or a recording is missing or damaged.
     """
-    if not failures:
+    if not inquiry.failures:
         return Analysis((), {}, 0)
-    names = tuple((endpoint.name,) for endpoint in client.routes["analyst"][:analysts])
-    context = Context(known_skills=skills, max_items=max_claims)
-    build = functools.partial(_build, [as_failure(f) for f in failures], rates, context, seed)
-    answers = consult_each(client, build, max_tokens, names if len(names) > 1 else ((),))
+    answers = consult_each(client, inquiry.prompt, inquiry.max_tokens, inquiry.endpoints(client))
     heard = [answer for answer in answers if isinstance(answer, Counsel)]
     errors = [answer for answer in answers if isinstance(answer, CallError)]
     if not heard:
@@ -126,20 +139,10 @@ def analyse(
             key = claim.skill, symptom(claim.kind)
             claims[key] = claims[key].joined(claim) if key in claims else claim
     ordered = sorted(claims.values(), key=lambda claim: (not claim.is_shared, -claim.severity))
-    dropped["too_many"] += len(ordered[max_claims:])
+    dropped["too_many"] += len(ordered[inquiry.max_claims :])
     unknown = sum(len(counsel.result.dropped_ids) for counsel in heard)
     lost = tuple(error.reason for error in errors)
-    return Analysis(tuple(ordered[:max_claims]), dict(+dropped), unknown, lost)
-
-
-def _build(
-    failures: Sequence[Failure],
-    rates: Sequence[CellEvidence],
-    context: Context,
-    seed: int,
-    max_tokens: int,
-) -> prompts.Prompt:
-    return prompts.analyst(failures, rates, context, max_tokens, seed)
+    return Analysis(tuple(ordered[: inquiry.max_claims]), dict(+dropped), unknown, lost)
 
 
 def as_failure(sample: FailedSample) -> Failure:

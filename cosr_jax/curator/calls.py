@@ -243,3 +243,15 @@ class CallError(Exception):
     def from_dict(cls, values: Mapping[str, Any]) -> CallError:
         """Rebuilds an error from ``to_dict`` after a trip through JSON."""
         return cls(**{**values, "spent": Charge(**values["spent"])})
+
+
+def outcome_to_dict(outcome: Reply | CallError) -> dict[str, Any]:
+    """What came of a call, as JSON-serialisable values; ``outcome_from_dict`` is the inverse."""
+    return {"error" if isinstance(outcome, CallError) else "reply": outcome.to_dict()}
+
+
+def outcome_from_dict(values: Mapping[str, Any]) -> Reply | CallError:
+    """Rebuilds the outcome of a call after a trip through JSON; other keys do not matter."""
+    if "error" in values:
+        return CallError.from_dict(values["error"])
+    return Reply.from_dict(values["reply"])

@@ -11,15 +11,23 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import dataclasses
 import random
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from cosr_jax.config import CuratorLlmConfig
 from cosr_jax.curator.breaker import Breaker
 from cosr_jax.curator.budget import Budget
-from cosr_jax.curator.calls import CallError, Question, Reply
+from cosr_jax.curator.calls import (
+    CallError,
+    Question,
+    Reply,
+    outcome_from_dict,
+    outcome_to_dict,
+)
 from cosr_jax.curator.endpoints import Abilities, Endpoint, parse_endpoints, parse_roles
 from cosr_jax.curator.recordings import Archive
 from cosr_jax.curator.session import Session
@@ -50,10 +58,20 @@ class SystemClock:
         await asyncio.sleep(seconds)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Ahead:
+    """What came of questions that nobody has asked ``Client.ask_all`` yet."""
+
+    keys: Sequence[str]
+    outcomes: Sequence[Reply | CallError] = ()
+    failure: BaseException | None = None  # instead of outcomes
+
+
 class Client:
     """Endpoints, limits and memory of the curator's model calls.
 
-    Not thread-safe; one session at a time.
+    Not thread-safe; one session at a time.  ``busy_s`` and ``waited_s`` are the seconds since its
+    making that questions were under way, and those of them that somebody waited for.
 
     Args:
       config: where to ask, how patiently, and what it may cost.
@@ -96,6 +114,8 @@ class Client:
         self.tally = Tally(on_call)
         self.clock = clock or SystemClock()
         self.rng = random.Random(seed)
+        self.busy_s = self.waited_s = 0.0
+        self._ahead: _Ahead | None = None
 
     def asked(self, question: Question) -> tuple[Endpoint, ...]:
         """The endpoints of a question, the preferred one first."""
@@ -129,11 +149,39 @@ class Client:
     def ask_all(self, questions: Sequence[Question]) -> list[Reply | CallError]:
         """Asks all questions at once; one reply or error for each, in order.
 
-        Equal requests are asked once, and share what comes of it, unless the mode is live.
+        Equal requests are asked once, and share what comes of it, unless the mode is live.  What
+        ``asking`` has asked already is not asked again.
 
         Raises:
           UserError: a recording is missing or damaged, or cannot be written.
         """
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.keys == [self.key(question) for question in questions]:
+            if ahead.failure is not None:
+                raise ahead.failure
+            return list(ahead.outcomes)
+        with self._waiting():
+            return _run(self._outcomes(questions))
+
+    @contextlib.contextmanager
+    def asking(self, questions: Sequence[Question]) -> Iterator[None]:
+        """Asks all questions while the block runs; ``ask_all`` has what came of them.
+
+        Nothing else of the client may be used in the block.  Its end waits for the last answer.
+        What cannot be asked is ``ask_all``'s to raise; an exception in the block drops what is
+        under way.
+        """
+        keys = [self.key(question) for question in questions]
+        with _loop_in_a_thread() as loop:
+            future = asyncio.run_coroutine_threadsafe(self._outcomes(questions), loop)
+            yield
+            with self._waiting():
+                failure = future.exception()
+        outcomes = future.result() if failure is None else []
+        self._ahead = _Ahead(keys, outcomes, failure)
+
+    async def _outcomes(self, questions: Sequence[Question]) -> list[Reply | CallError]:
+        """As ``ask_all``."""
         names = [
             str(place) if self.config.mode == "live" else self.key(question)
             for place, question in enumerate(questions)
@@ -146,19 +194,27 @@ class Client:
             except CallError as error:
                 return error
 
-        async def everything() -> list[Reply | CallError]:
+        began = time.monotonic()
+        try:
             async with self.session() as session, asyncio.TaskGroup() as group:
                 tasks = {
                     name: group.create_task(one(session, distinct[name]))
                     for name in dict.fromkeys(names)
                 }
-            return [tasks[name].result() for name in names]
-
-        try:
-            return _run(everything())
-        except BaseExceptionGroup as group:
+        except BaseExceptionGroup as failures:
             # One is enough to tell the user; the others were cancelled or are of its kind.
-            raise group.exceptions[0] from None
+            raise failures.exceptions[0] from None
+        finally:
+            self.busy_s += time.monotonic() - began
+        return [tasks[name].result() for name in names]
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.waited_s += time.monotonic() - began
 
     @contextlib.asynccontextmanager
     async def session(self) -> AsyncIterator[Session]:
@@ -195,6 +251,7 @@ class Client:
             "breakers": {name: b.state_dict(now) for name, b in self.breakers.items()},
             "abilities": {name: a.state_dict() for name, a in self.abilities.items()},
             "counts": dict(self.tally.counts),
+            "ahead": self._ahead_to_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -208,6 +265,18 @@ class Client:
                 self.abilities[name].load_state_dict(state["abilities"][name])
         self.tally.counts.clear()
         self.tally.counts.update(state["counts"])
+        ahead = state.get("ahead")
+        self._ahead = ahead and _Ahead(
+            ahead["keys"], [outcome_from_dict(outcome) for outcome in ahead["outcomes"]]
+        )
+
+    def _ahead_to_dict(self) -> dict[str, Any] | None:
+        """What was asked ahead; a failure is met again by asking again."""
+        ahead = self._ahead
+        if ahead is None or ahead.failure is not None:
+            return None
+        outcomes = [outcome_to_dict(outcome) for outcome in ahead.outcomes]
+        return {"keys": list(ahead.keys), "outcomes": outcomes}
 
 
 class _Threads(concurrent.futures.ThreadPoolExecutor):
@@ -221,3 +290,18 @@ def _run(work: Coroutine[Any, Any, list[Reply | CallError]]) -> list[Reply | Cal
     with asyncio.Runner() as runner:  # it turns an interrupt into a cancellation
         runner.get_loop().set_default_executor(_Threads())
         return runner.run(work)
+
+
+@contextlib.contextmanager
+def _loop_in_a_thread() -> Iterator[asyncio.AbstractEventLoop]:
+    """An event loop that runs while the block does; what it has not done by then is cancelled."""
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        loop = runner.get_loop()
+        loop.set_default_executor(_Threads())
+        thread = threading.Thread(target=loop.run_forever, name="asking", daemon=True)
+        thread.start()
+        try:
+            yield loop
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from cosr_jax.curator.calls import CallError
+from cosr_jax.curator.calls import CallError, Question
 from cosr_jax.curator.client import Client
 from cosr_jax.curator.parsing import ParseResult, parse
 from cosr_jax.curator.prompts import Prompt
@@ -69,8 +69,7 @@ def consult_each(
     if judge is not None:
         judge = remembering(judge)  # an answer is parsed when it arrives, and here again
     prompt = build(max_tokens)
-    asked = question(build, max_tokens, judge)
-    replies = client.ask_all([dataclasses.replace(asked, endpoints=names) for names in endpoints])
+    replies = client.ask_all(to_each(build, max_tokens, endpoints, judge))
     schema = SCHEMA_OF_ROLE[prompt.request.role]
     return [
         reply
@@ -78,6 +77,17 @@ def consult_each(
         else Counsel(parse(schema, reply, prompt.context, judge), reply.endpoint)
         for reply in replies
     ]
+
+
+def to_each(
+    build: Callable[[int], Prompt],
+    max_tokens: int,
+    endpoints: Sequence[tuple[str, ...]],
+    judge: Judge | None = None,
+) -> list[Question]:
+    """The questions of ``consult_each``, for who wants to ask them ahead."""
+    asked = question(build, max_tokens, judge)
+    return [dataclasses.replace(asked, endpoints=names) for names in endpoints]
 
 
 def remembering(judge: Judge) -> Judge:

@@ -11,27 +11,26 @@ procedural curator plans alone, from the same state; the decision, the log and t
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cosr_jax.config import CuratorConfig
 from cosr_jax.curator import effectiveness
-from cosr_jax.curator.analysis import analyse
+from cosr_jax.curator.analysis import Inquiry, analyse
 from cosr_jax.curator.audit import Finding, audit
 from cosr_jax.curator.authoring import FEWEST, Authored, write_tasks
 from cosr_jax.curator.budget import Budget
 from cosr_jax.curator.calls import CallError
 from cosr_jax.curator.client import Client
-from cosr_jax.curator.planner import AUTHORED_DOMAINS, FORMS, Advice, ask_for_advice, target
-from cosr_jax.curator.procedural import Options, ProceduralCurator
-from cosr_jax.curator.quoting import quoted
+from cosr_jax.curator.planner import FORMS, ask_for_advice, target
+from cosr_jax.curator.procedural import ProceduralCurator
+from cosr_jax.curator.rounds import Round
 from cosr_jax.curator.star import STAR, own_solutions
 from cosr_jax.protocols import Curator, Lab
-from cosr_jax.types import Diagnosis, Plan
+from cosr_jax.types import CellEvidence, Diagnosis, FailedSample, Plan
 
-#: Characters of texts in the report's chains.
-_SHOWN = 300
 #: Rounds in a row without a gain after which a failed task may be taken apart.
 _STUCK_ROUNDS = 2
 
@@ -46,24 +45,6 @@ class _Alone(Exception):
     def __init__(self, reason: str):
         super().__init__(reason)
         self.reason = reason
-
-
-@dataclasses.dataclass
-class _Round:
-    """How one round was planned."""
-
-    diagnosis: Diagnosis
-    lab: Lab
-    options: Options
-    findings: tuple[Finding, ...] = ()
-    advice: Advice | None = None
-    authored: Authored | None = None
-    target: Finding | None = None
-    fallback: str = ""  # why the procedural curator took over, or had to do without some advice
-
-    @property
-    def accepted(self) -> tuple[Finding, ...]:
-        return tuple(finding for finding in self.findings if finding.is_accepted)
 
 
 class LlmCurator(Curator):
@@ -91,6 +72,7 @@ class LlmCurator(Curator):
         if client is None and config.llm.endpoints:
             client = Client(config.llm, seed=seed, on_call=self._note_call)
         self._client = client
+        self._told_s = (0.0, 0.0)  # the client's seconds that ``take_seconds`` has told
         self._counts: collections.Counter[str] = collections.Counter()
         self._chains: list[dict[str, Any]] = []
 
@@ -103,10 +85,24 @@ class LlmCurator(Curator):
         """As the procedural curator's."""
         return self._base.wanted_diagnosis()
 
+    def asking_ahead(
+        self, round: int, evidence: Sequence[CellEvidence], failures: Sequence[FailedSample]
+    ) -> contextlib.AbstractContextManager[None]:
+        """Has the failures explained, unless fresh answers are wanted, which would be shown too.
+
+        Raises:
+          UserError: not one failure fits into a prompt.
+        """
+        if self._client is None or not failures or self.wanted_diagnosis():
+            return contextlib.nullcontext()
+        self._client.start_round(round)
+        inquiry = self._inquiry(round, evidence, failures)
+        return self._client.asking(inquiry.questions(self._client))
+
     def plan(self, diagnosis: Diagnosis, lab: Lab) -> Plan:
         """Takes in the evidence, asks, checks, and orders the next round."""
         self._base.observe(diagnosis)
-        now = _Round(diagnosis, lab, self._base.options())
+        now = Round(diagnosis, lab, self._base.options())
         try:
             self._look(now)
             plan = self._decide(now)
@@ -116,7 +112,7 @@ class LlmCurator(Curator):
         if now.fallback:
             self._counts["fallbacks"] += 1
             self._counts[f"fallback/{now.fallback}"] += 1
-        chain = self._chain(now, plan)
+        chain = now.chain(plan, self._spent(now))
         self._chains.append(chain)
         self._records.append({"event": "plan", **chain})
         return self._base.commit(diagnosis, plan)
@@ -169,6 +165,14 @@ class LlmCurator(Curator):
         records, self._records[:] = list(self._records), []
         return records
 
+    def take_seconds(self) -> tuple[float, float]:
+        """As in the protocol."""
+        if self._client is None:
+            return 0.0, 0.0
+        (told_busy, told_waited), client = self._told_s, self._client
+        self._told_s = client.busy_s, client.waited_s
+        return client.busy_s - told_busy, client.waited_s - told_waited
+
     def state_dict(self) -> dict[str, Any]:
         """As in the protocol; the client's state is part of it."""
         return {
@@ -193,23 +197,15 @@ class LlmCurator(Curator):
     def _note_call(self, record: Mapping[str, Any]) -> None:
         self._records.append({"event": "call", **record})
 
-    def _look(self, now: _Round) -> None:
+    def _look(self, now: Round) -> None:
         """Has the failures explained, and tests the explanations."""
         if self._client is None:
             raise _Alone("no_endpoint")
         self._client.start_round(now.diagnosis.round)
         llm, diagnosis = self._config.llm, now.diagnosis
+        inquiry = self._inquiry(diagnosis.round, diagnosis.evidence, diagnosis.failures)
         try:
-            analysis = analyse(
-                self._client,
-                diagnosis.failures,
-                diagnosis.evidence,
-                self._base.skills,
-                llm.claims,
-                llm.prompt_tokens,
-                self._seed + diagnosis.round,
-                llm.analysts,
-            )
+            analysis = analyse(self._client, inquiry)
         except CallError as error:
             raise _Alone(error.reason) from error
         for reason in analysis.lost:
@@ -231,12 +227,26 @@ class LlmCurator(Curator):
         for reason, count in analysis.dropped.items():
             self._counts[f"claims_dropped/{reason}"] += count
 
-    def _decide(self, now: _Round) -> Plan:
+    def _inquiry(
+        self, round: int, evidence: Sequence[CellEvidence], failures: Sequence[FailedSample]
+    ) -> Inquiry:
+        llm, skills = self._config.llm, self._base.skills
+        return Inquiry(
+            failures,
+            evidence,
+            skills,
+            llm.claims,
+            llm.prompt_tokens,
+            self._seed + round,
+            llm.analysts,
+        )
+
+    def _decide(self, now: Round) -> Plan:
         """Asks for a proposal and lets the bandit choose; writes tasks if it chose to."""
         assert self._client is not None
         llm, diagnosis = self._config.llm, now.diagnosis
         arms = now.options.names
-        if self._authored_findings(now):
+        if now.authorable:
             arms += tuple(f for f in FORMS if f != "decomposition" or self._is_stuck(now)) + STAR
         if len(arms) == 1:  # no weakness, and one thing to do: nothing to ask about
             return self._base.order(diagnosis, now.options, arms[0])
@@ -269,7 +279,7 @@ class LlmCurator(Curator):
             choice += f"; learning rate scaled by {now.advice.learning_rate_scale:g}"
         return dataclasses.replace(plan, reason=plan.reason + choice, learning_rate_scale=scale)
 
-    def _focused(self, now: _Round, plan: Plan) -> Plan:
+    def _focused(self, now: Round, plan: Plan) -> Plan:
         """A round of reinforcement, half of it on an accepted weakness that the advice names."""
         assert now.advice is not None
         named = [f for f in now.accepted if f.weakness.skill in now.advice.focus]
@@ -283,16 +293,11 @@ class LlmCurator(Curator):
         why = f"; half of it where {weakness.skill} is weak in {weakness.kind}"
         return dataclasses.replace(plan, mixture=mixture, reason=plan.reason + why)
 
-    def _authored_findings(self, now: _Round) -> tuple[Finding, ...]:
-        """Accepted weaknesses that tasks can be written against."""
-        domains = {f.task.skill: f.task.domain for f in now.diagnosis.failures}
-        return tuple(f for f in now.accepted if domains[f.weakness.skill] in AUTHORED_DOMAINS)
-
-    def _authored_plan(self, now: _Round, form: str) -> Plan:
+    def _authored_plan(self, now: Round, form: str) -> Plan:
         """A round on new tasks, beside what the procedural curator would have practised."""
         assert self._client is not None and now.advice is not None
         llm, diagnosis, advice = self._config.llm, now.diagnosis, now.advice
-        now.target = target(self._authored_findings(now), advice)
+        now.target = target(now.authorable, advice)
         count = max(advice.num_tasks, FEWEST)
         try:
             now.authored = (
@@ -325,7 +330,7 @@ class LlmCurator(Curator):
             ),
         )
 
-    def _written(self, now: _Round, form: str, count: int) -> Authored:
+    def _written(self, now: Round, form: str, count: int) -> Authored:
         """Tasks of the author's.
 
         Raises:
@@ -345,15 +350,13 @@ class LlmCurator(Curator):
             self._seed + now.diagnosis.round,
         )
 
-    def _is_stuck(self, now: _Round) -> bool:
+    def _is_stuck(self, now: Round) -> bool:
         """Whether what is weak is hardly ever solved, or rounds in a row gained nothing."""
         gains = [decision["gain"] for decision in self.decisions[-_STUCK_ROUNDS:]]
         gained_nothing = len(gains) == _STUCK_ROUNDS and all(
             g is not None and g <= 0 for g in gains
         )
-        is_unsolved = any(
-            finding.rate >= 1.0 - self._config.zone_low for finding in self._authored_findings(now)
-        )
+        is_unsolved = any(finding.rate >= 1.0 - self._config.zone_low for finding in now.authorable)
         return gained_nothing or is_unsolved
 
     def _mixture(
@@ -369,39 +372,13 @@ class LlmCurator(Curator):
             weights[cell] += 0.5 * share / sum(shares.values())  # type: ignore[assignment]
         return tuple(sorted(weights.items(), key=lambda item: -item[1]))
 
-    def _alone(self, now: _Round) -> Plan:
+    def _alone(self, now: Round) -> Plan:
         """What the procedural curator orders, marked."""
         plan = self._base.own_choice(now.diagnosis, now.options)
         reason = f"fallback to the procedural curator ({now.fallback}): {plan.reason}"
         return dataclasses.replace(plan, reason=reason)
 
-    def _chain(self, now: _Round, plan: Plan) -> dict[str, Any]:
-        """The record of the round: failure, weakness, task; the gain comes later."""
-        cited = set(now.target.weakness.evidence_task_ids) if now.target else set()
-        example = next((f for f in now.diagnosis.failures if f.task.task_id in cited), None)
-        return {
-            "round": now.diagnosis.round,
-            "failures": len(now.diagnosis.failures),
-            "failure": example
-            and {
-                "id": example.task.task_id,
-                "prompt": quoted(example.task.prompt, _SHOWN),
-                "answer": quoted(example.text, _SHOWN),
-                "expected": quoted(example.task.answer, _SHOWN),
-                "category": example.verdict.category,
-            },
-            "findings": [finding.to_dict() for finding in now.findings],
-            "weakness": now.target.to_dict() if now.target else None,
-            "advice": now.advice.to_dict() if now.advice else None,
-            "authored": now.authored.to_dict() if now.authored else None,
-            "fallback": now.fallback,
-            "strategy": plan.strategy,
-            "context": plan.context,
-            "spent": self._spent(now),
-            "gain": None,
-        }
-
-    def _spent(self, now: _Round) -> dict[str, float]:
+    def _spent(self, now: Round) -> dict[str, float]:
         """What the round's calls have cost."""
         if self._client is None or now.fallback == "no_endpoint":
             return {"calls": 0, "tokens": 0, "dollars": 0.0}

@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from cosr_jax.config import CuratorLlmConfig
-from cosr_jax.curator.calls import CallError, Complaint, Reply, Request
+from cosr_jax.curator.calls import (
+    CallError,
+    Complaint,
+    Reply,
+    Request,
+    outcome_from_dict,
+    outcome_to_dict,
+)
 from cosr_jax.types import UserError
 
 _log = logging.getLogger(__name__)
@@ -166,10 +173,9 @@ class Archive:
             payload = self._recordings.read(key, n)
         if payload is None:
             return None
-        if "error" in payload:
-            outcome: Reply | CallError = CallError.from_dict(payload["error"])
-        else:
-            outcome = dataclasses.replace(Reply.from_dict(payload["reply"]), from_cache=True)
+        outcome = outcome_from_dict(payload)
+        if isinstance(outcome, Reply):
+            outcome = dataclasses.replace(outcome, from_cache=True)
         is_charged = self.mode != "cache" and key not in self._answered
         self._met(key, outcome)
         return Kept(outcome, is_charged)
@@ -190,8 +196,7 @@ class Archive:
         is_error = isinstance(outcome, CallError)
         if self.mode == "live" or (self.mode == "cache" and is_error):
             return
-        name = "error" if is_error else "reply"
-        payload = {"request": request.to_dict(), name: outcome.to_dict()}
+        payload = {"request": request.to_dict(), **outcome_to_dict(outcome)}
         try:
             self._recordings.write(key, self._failures[key], payload)
         except OSError as error:

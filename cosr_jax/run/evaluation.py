@@ -9,6 +9,7 @@ from typing import Any
 from cosr_jax.protocols import ChatTokenizer, RolloutEngine, Verifier
 from cosr_jax.run.adapter import Adapter
 from cosr_jax.run.judging import JudgeClock, Judging
+from cosr_jax.tasks.probes import ProbeSet
 from cosr_jax.types import Completion, Outcome, SamplingParams, Task, Verdict
 
 
@@ -87,3 +88,13 @@ def _result(completions: Sequence[Completion], verdicts: Sequence[Verdict]) -> P
         answers=tuple(c.text for c in completions),
         generated_tokens=sum(len(c.token_ids) for c in completions),
     )
+
+
+def judged_by_domain(probe: ProbeSet, result: ProbeResult) -> dict[str, list[int]]:
+    """By domain, how many verdicts there should be and how many are missing."""
+    counts: dict[str, list[int]] = {}
+    for task, is_judged in zip(probe.tasks, result.judged, strict=True):
+        count = counts.setdefault(task.domain, [0, 0])
+        count[0] += 1
+        count[1] += not is_judged
+    return counts

@@ -11,7 +11,7 @@ import concurrent.futures
 import contextlib
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from cosr_jax.protocols import Verifier
 from cosr_jax.types import Completion, Finished, Task, Verdict
@@ -19,6 +19,9 @@ from cosr_jax.types import Completion, Finished, Task, Verdict
 #: Calls of the verifier under way at once.  Their threads do nothing but wait: the verifier has
 #: bounds of its own.
 _CALLS = 64
+
+#: A domain with fewer ERROR verdicts does not stop the run: their share would say nothing.
+_FEW_ERRORS = 3
 
 
 class JudgeClock:
@@ -114,3 +117,25 @@ class Judging:
         if len(verdicts) != len(group):
             raise ValueError(f"{len(verdicts)} verdicts for {len(group)} completions")
         return verdicts
+
+
+def too_few_verdicts(counts: Mapping[str, Sequence[int]], what: str, limit: float) -> str:
+    """Why too many verdicts are missing, of all or of one domain, to go on; "" if they are not.
+
+    Args:
+      counts: by domain, how many verdicts there should be and how many are missing.
+      what: was judged, for the reason.
+      limit: the largest share, in [0, 1], that may be missing (``verifier.max_error_rate``).
+    """
+    wanted, missing = (sum(count[i] for count in counts.values()) for i in (0, 1))
+    shares = {what: missing / max(1, wanted)}
+    for domain, (wanted, missing) in counts.items():
+        if missing >= _FEW_ERRORS:
+            shares[f"{what} in {domain}"] = missing / wanted
+    for name, share in shares.items():
+        if share > limit:
+            return (
+                f"the verifier could not judge {share:.0%} of the {name} "
+                f"(config.verifier.max_error_rate is {limit:.0%})"
+            )
+    return ""

@@ -12,7 +12,14 @@ from cosr_jax.config import RunConfig, to_dict
 from cosr_jax.protocols import Curator
 from cosr_jax.run.adapter import Adapter
 from cosr_jax.run.checker import Checker
-from cosr_jax.run.metrics import JsonLinesLog, MetricsHistory, MetricsWriter, SampleLog, sample_rows
+from cosr_jax.run.metrics import (
+    JsonLinesLog,
+    MetricsHistory,
+    MetricsWriter,
+    SampleLog,
+    overlap,
+    sample_rows,
+)
 from cosr_jax.run.report import RunReport
 from cosr_jax.run.state import LoopState
 from cosr_jax.run.workdir import Workdir
@@ -61,8 +68,8 @@ class Logbook:
         """Notes the curator's decision and its picture of the student."""
         self._plan = f"{plan.strategy} ({plan.algorithm}): {plan.reason}"
         self._board.text_samples(state.step, [], self._plan)
-        for record in curator.take_records():
-            self._calls.append({"step": state.step, "round": state.round + 1, **record})
+        self.calls(state, curator)
+        timing = overlap("curator", *curator.take_seconds())
         rates = curator.rates
         if rates:
             self._board.mastery_heatmap(state.step, rates)
@@ -77,8 +84,14 @@ class Logbook:
                 "curriculum/num_authored": len(plan.authored),
             }
             | {f"curriculum/mastery/{cell}": rate for cell, rate in rates.items()}
-            | dict(curator.figures()),
+            | dict(curator.figures())
+            | {f"perf/{name}": value for name, value in timing.items()},
         )
+
+    def calls(self, state: LoopState, curator: Curator) -> None:
+        """Notes what the curator has asked for the coming round since the last time."""
+        for record in curator.take_records():
+            self._calls.append({"step": state.step, "round": state.round + 1, **record})
 
     def opinions(self, state: LoopState, adviser: Checker | Adapter) -> None:
         """Notes the calls of an adviser, and its figures, if there were any calls."""

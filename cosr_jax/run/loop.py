@@ -28,15 +28,17 @@ from cosr_jax.config import RunConfig, config_hash
 from cosr_jax.run import convergence
 from cosr_jax.run.adapter import Adapter
 from cosr_jax.run.checkpoint import CheckpointStore
-from cosr_jax.run.evaluation import ProbeResult, measure
-from cosr_jax.run.judging import JudgeClock
+from cosr_jax.run.evaluation import ProbeResult, judged_by_domain, measure
+from cosr_jax.run.judging import JudgeClock, too_few_verdicts
 from cosr_jax.run.laboratory import Laboratory
 from cosr_jax.run.logbook import Logbook
+from cosr_jax.run.metrics import overlap
 from cosr_jax.run.practice import (
     count_evidence,
     derive_seed,
     draw_tasks,
     failed_samples,
+    merge_evidence,
     sample_groups,
 )
 from cosr_jax.run.progress import Progress
@@ -64,9 +66,6 @@ from cosr_jax.verifiers.canaries import CanaryWatch
 
 #: GRPO steps of a round before its share of informative groups may end it.
 _STEPS_BEFORE_GATE = 2
-
-#: A domain with fewer ERROR verdicts does not stop the run: their share would say nothing.
-_FEW_ERRORS = 3
 
 
 def train(
@@ -242,7 +241,7 @@ class Run:
     def take_step(self, plan: Plan) -> None:
         """One batch and its optimizer step(s), logged."""
         state, started, clock = self.state, time.monotonic(), self.judge_clock
-        busy_s, waited_s = clock.busy_s, clock.waited_s
+        before = clock.busy_s, clock.waited_s
         groups: list[RolloutGroup] = []
         metrics: dict[str, float] = {}
         if plan.algorithm == "grpo":
@@ -257,15 +256,8 @@ class Run:
         if metrics and groups:
             state.tally.entropy = metrics["entropy"]
             state.tally.updates_on_samples += 1
-        timing = {
-            "rollout_s": rollout_s,
-            "judge_s": clock.waited_s - waited_s,
-            "step_s": time.monotonic() - started,
-        }
-        if groups:
-            timing["judge_busy_s"] = clock.busy_s - busy_s
-            if timing["judge_busy_s"] > 0:
-                timing["judge_hidden"] = max(0.0, 1 - timing["judge_s"] / timing["judge_busy_s"])
+        timing = {"rollout_s": rollout_s, "step_s": time.monotonic() - started}
+        timing |= overlap("judge", clock.busy_s - before[0], clock.waited_s - before[1])
         row = self.logbook.step(state, plan, groups, metrics, timing, self.rooms.verifier.stats())
         self.progress.step(row)
         self.note_opinions()
@@ -362,7 +354,8 @@ class Run:
                 f"informative, under {self.config.curator.min_informative:.0%}"
             )
         self.progress.phase("measuring the student on the validation tasks")
-        result = self.measure(self.school.validation)
+        with self.asking_ahead():
+            result = self.measure(self.school.validation)
         self.check_verifier(judged_by_domain(self.school.validation, result), "validation tasks")
         if self._verifier_failed:
             return
@@ -377,8 +370,21 @@ class Run:
         elif state.round >= self.config.train.max_rounds and not state.status:
             state.status, state.reason = "completed", f"all {state.round} rounds are done"
         self.progress.round(self.logbook.round(state, plan))
+        self.logbook.calls(state, self.school.curator)
         state.plan, state.tally = None, RoundTally()
         self.save(is_best=decision.is_best)
+
+    def asking_ahead(self) -> contextlib.AbstractContextManager[None]:
+        """Has the curator ask what it can while the student is measured, if a round may follow.
+
+        Not where advisers ask during the measurement, from the same budget: which call comes first
+        must not decide what the rest may cost.
+        """
+        state, curator = self.state, self.school.curator
+        is_last = state.status != "" or state.round + 1 >= self.config.train.max_rounds
+        if is_last or self.rooms.advisers:
+            return contextlib.nullcontext()
+        return curator.asking_ahead(state.round + 2, state.evidence, state.failures)
 
     def take_score(self, result: ProbeResult) -> convergence.Decision:
         """Adds a validation measurement to the run's history and asks whether to stop."""
@@ -418,21 +424,10 @@ class Run:
           counts: by domain, how many verdicts there should be and how many are missing.
           what: was judged, for the reason.
         """
-        limit = self.config.verifier.max_error_rate
-        wanted, missing = (sum(count[i] for count in counts.values()) for i in (0, 1))
-        shares = {what: missing / max(1, wanted)}
-        for domain, (wanted, missing) in counts.items():
-            if missing >= _FEW_ERRORS:
-                shares[f"{what} in {domain}"] = missing / wanted
-        for name, share in shares.items():
-            if share > limit:
-                self._verifier_failed = True
-                self.state.status = "stopped"
-                self.state.reason = (
-                    f"the verifier could not judge {share:.0%} of the {name} "
-                    f"(config.verifier.max_error_rate is {limit:.0%})"
-                )
-                return
+        reason = too_few_verdicts(counts, what, self.config.verifier.max_error_rate)
+        if reason:
+            self._verifier_failed = True
+            self.state.status, self.state.reason = "stopped", reason
 
     def report(self, arguments: tuple[str, ...]) -> RunReport:
         """Measures the best checkpoint on the test suites and writes the report."""
@@ -550,21 +545,3 @@ class Run:
     def probe_hashes(self) -> list[list[str]]:
         """Name and content of all that the student is measured on."""
         return [[p.name, p.sha256] for p in (*self.school.tests, self.school.validation)]
-
-
-def merge_evidence(evidence: list[CellEvidence]) -> list[CellEvidence]:
-    """One entry a cell, in the cells' sorted order."""
-    totals: dict[str, CellEvidence] = {}
-    for item in evidence:
-        totals[item.cell] = totals[item.cell] + item if item.cell in totals else item
-    return [totals[cell] for cell in sorted(totals)]
-
-
-def judged_by_domain(probe: ProbeSet, result: ProbeResult) -> dict[str, list[int]]:
-    """By domain, how many verdicts there should be and how many are missing."""
-    counts: dict[str, list[int]] = {}
-    for task, is_judged in zip(probe.tasks, result.judged, strict=True):
-        count = counts.setdefault(task.domain, [0, 0])
-        count[0] += 1
-        count[1] += not is_judged
-    return counts

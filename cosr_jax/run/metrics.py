@@ -45,6 +45,20 @@ OVERVIEW = {
 _MAX_TEXT = 1500
 
 
+def overlap(what: str, busy_s: float, waited_s: float) -> dict[str, float]:
+    """Figures for perf/ of work that ran beside other work; none where there was none of it.
+
+    Args:
+      what: the work, for the names.
+      busy_s: seconds that it was under way.
+      waited_s: seconds that nothing else was.
+    """
+    if busy_s <= 0:
+        return {}
+    hidden = max(0.0, 1 - waited_s / busy_s)  # share, in [0, 1]
+    return {f"{what}_s": waited_s, f"{what}_busy_s": busy_s, f"{what}_hidden": hidden}
+
+
 class SampleRow(NamedTuple):
     """One line of TensorBoard's table of samples."""
 

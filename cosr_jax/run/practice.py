@@ -158,6 +158,14 @@ def count_evidence(groups: Sequence[RolloutGroup], accept: Sequence[str]) -> lis
     return [totals[cell] for cell in sorted(totals)]
 
 
+def merge_evidence(evidence: list[CellEvidence]) -> list[CellEvidence]:
+    """One entry a cell, in the cells' sorted order."""
+    totals: dict[str, CellEvidence] = {}
+    for item in evidence:
+        totals[item.cell] = totals[item.cell] + item if item.cell in totals else item
+    return [totals[cell] for cell in sorted(totals)]
+
+
 def failed_samples(groups: Sequence[RolloutGroup]) -> list[FailedSample]:
     """The wrong answers of ``groups``, in order, for the curator."""
     return [

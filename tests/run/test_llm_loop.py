@@ -6,16 +6,22 @@ import json
 import os
 import signal
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 from llm_runs import NOWHERE, RECORDINGS, llm_settings, scripted
 from openai_server import OpenAiServer
-from tiny_runs import assert_same_run, finish, metrics, report, start, tiny_config
+from tiny_runs import assert_same_run, finish, report, saved_steps, start, tiny_config
 
 from cosr_jax.config import from_config_dict
+from cosr_jax.curator.llm import LlmCurator
+from cosr_jax.protocols import Curator
 from cosr_jax.run import loop
 from cosr_jax.types import AUTHORED
+
+#: Bounds a failure; nothing that passes waits as long.
+PATIENCE_S = 300
 
 ROOT = Path(__file__).parents[2]
 
@@ -30,6 +36,10 @@ def replay(tmp_path_factory, student, program_cache):
     workdir = tmp_path_factory.mktemp("llm") / "replay"
     finish(start(replayed(student), workdir, program_cache))
     return workdir
+
+
+def rows_of(workdir, name):
+    return [row for row in lines(workdir / "metrics.jsonl") if name in row]
 
 
 def lines(path):
@@ -78,7 +88,7 @@ def test_calls_and_plans_are_logged(replay):
     assert [plan["round"] for plan in plans] == [1, 2, 3]
     assert [call["role"] for call in calls[:3]] == ["analyst", "planner", "author"]
     assert all(call["from_cache"] and call["spent"]["prompt_tokens"] > 0 for call in calls)
-    rows = [row for row in metrics(replay) if "curator/llm/calls/analyst" in row]
+    rows = rows_of(replay, "curator/llm/calls/analyst")
     assert [row["curator/llm/calls/analyst"] for row in rows] == [1.0, 2.0, 3.0]
 
 
@@ -94,8 +104,18 @@ def test_a_replayed_run_is_the_same_bit_for_bit(replay, student, here, tmp_path,
             connect(self, address) if self.family == socket.AF_UNIX else no_network(self, address)
         ),
     )
+
+    def but_for_what_was_asked_ahead(workdir):
+        saved = saved_steps(workdir)
+        host = saved[2]["host"]  # of the end of the first round
+        assert bool(host["curator"].pop("client")["ahead"]) == (workdir == replay)
+        del host["rows"]["curator"]
+        return saved
+
+    # Nor does it matter whether anything is asked while the student is measured.
+    monkeypatch.setattr(LlmCurator, "asking_ahead", Curator.asking_ahead)
     loop.train(from_config_dict(replayed(student)), tmp_path / "again")
-    assert_same_run(replay, tmp_path / "again")
+    assert_same_run(replay, tmp_path / "again", but_for_what_was_asked_ahead)
     logs = [w / "samples/curator.jsonl" for w in (replay, tmp_path / "again")]
     assert logs[0].read_bytes() == logs[1].read_bytes()
 
@@ -123,16 +143,17 @@ def test_a_stopped_replay_goes_on_identically(
 @pytest.mark.slow
 def test_a_server_killed_and_restarted_leaves_a_whole_run(student, here, tmp_path, monkeypatch):
     finish_round = loop.Run.finish_round
+    # It dies after the analysis for the second round, and is back before that for the third.
     with contextlib.ExitStack() as servers:
         first = servers.enter_context(OpenAiServer(scripted))
         port = first.server_address[1]
 
         def at_the_end(run, plan):
+            if run.state.round == 1:
+                servers.enter_context(OpenAiServer(scripted, port=port))
             finish_round(run, plan)
             if run.state.round == 1:
                 servers.close()
-            elif run.state.round == 2:
-                servers.enter_context(OpenAiServer(scripted, port=port))
 
         monkeypatch.setattr(loop.Run, "finish_round", at_the_end)
         llm = {"max_attempts": 1, "breaker_failures": 1, "breaker_cooldown_s": 0.01}
@@ -147,6 +168,53 @@ def test_a_server_killed_and_restarted_leaves_a_whole_run(student, here, tmp_pat
     assert f"The procedural curator planned alone in 1 rounds: 2 ({fallbacks[1]})." in text
     calls = [r for r in lines(tmp_path / "run/samples/curator.jsonl") if r["event"] == "call"]
     assert [call["round"] for call in calls if "reason" in call] == [2]
+
+
+class Killed(BaseException):
+    """Stands for a SIGKILL."""
+
+
+def test_failures_are_explained_while_the_student_is_measured(student, here, tmp_path, monkeypatch):
+    """And a run that is killed after that does not ask again."""
+    measuring, asked = threading.Event(), threading.Event()
+    measure, plan_round = loop.Run.measure, loop.Run.plan_round
+    roles = []
+
+    def act(exchange):
+        data = json.loads(exchange.body["messages"][1]["content"])["data"]
+        roles.append("analyst" if "failures" in data else "other")
+        if roles[-1] == "analyst" and roles.count("analyst") == 2:
+            asked.set()
+            assert measuring.wait(PATIENCE_S)
+        scripted(exchange)
+
+    def measured(run, probe):
+        if run.state.step == 2 and run.state.round == 0:  # after the steps of the first round
+            measuring.set()
+            assert asked.wait(PATIENCE_S)
+        return measure(run, probe)
+
+    def killed(run):
+        if run.state.round == 1:
+            raise Killed
+        return plan_round(run)
+
+    monkeypatch.setattr(loop.Run, "measure", measured)
+    with OpenAiServer(act) as server:
+        values = llm_settings(student, server.url)
+        values["train"] = {**values["train"], "max_rounds": 2}
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(loop.Run, "plan_round", killed)
+            loop.train(from_config_dict(values), tmp_path / "run")
+        assert roles.count("analyst") == 2
+        loop.train(from_config_dict(values), tmp_path / "run")
+    assert roles.count("analyst") == 2  # nor is it asked after the last round
+    records = lines(tmp_path / "run/samples/curator.jsonl")
+    calls = [(call["round"], call["role"]) for call in records if call["event"] == "call"]
+    assert [number for number, role in calls if role == "analyst"] == [1, 2]
+    assert len(calls) == len(roles)
+    spent = [chain["spent"]["calls"] for chain in report(tmp_path / "run")["curator"]["chains"]]
+    assert spent == [len([n for n, _ in calls if n == number]) for number in (1, 2)]
 
 
 def test_a_curator_of_ones_own_takes_thirty_lines_and_runs(student, here, tmp_path):

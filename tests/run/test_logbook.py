@@ -51,6 +51,9 @@ class TalkativeCurator(Curator):
     def take_records(self):
         return [{"event": "call", "trail": ["a: stop"]}]
 
+    def take_seconds(self):
+        return 4.0, 1.0
+
 
 def state_at(step, *scores, best=None):
     return LoopState(
@@ -144,7 +147,7 @@ def test_everything_is_written_under_its_namespace(files):
         *("curriculum/replay_fraction", "curriculum/num_cells", "curriculum/mastery/a/1"),
         *("perf/rollout_s", "perf/step_s", "verifier/pool/latency_p95_s"),
         *("verifier/pool/queue_peak", "verifier/pool/retries", "verifier/pool/math/timeout"),
-        "curator/llm/attempts",
+        *("curator/llm/attempts", "perf/curator_s", "perf/curator_busy_s", "perf/curator_hidden"),
         *("eval/validation", "eval/held_out", "eval/held_out_format_forgiven"),
     } <= set(tags["scalars"])
     record = json.loads((files.samples / "curator.jsonl").read_text())

@@ -23,6 +23,7 @@ from cosr_jax.run.metrics import (
     SampleLog,
     SampleRow,
     deterministic,
+    overlap,
     sample_rows,
 )
 from cosr_jax.types import Completion, Outcome, RolloutGroup, Task, UserError, Verdict
@@ -188,6 +189,13 @@ def test_hparams_are_in_the_same_run(tmp_path):
 def test_finish_belongs_to_hparams(tmp_path):
     with MetricsWriter(tmp_path) as writer, pytest.raises(ValueError, match="before hparams"):
         writer.finish()
+
+
+def test_what_was_hidden_is_what_nobody_waited_for():
+    found = overlap("judge", busy_s=4.0, waited_s=1.0)
+    assert found == {"judge_s": 1.0, "judge_busy_s": 4.0, "judge_hidden": 0.75}
+    assert overlap("judge", 1.0, 1.25)["judge_hidden"] == 0.0  # waiting ends a moment later
+    assert overlap("judge", 0.0, 0.0) == {}
 
 
 def test_the_overview_page_has_its_layout(tmp_path):

@@ -9,7 +9,7 @@ from tiny_runs import tiny_config
 
 from cosr_jax.config import RunConfig
 from cosr_jax.run import loop
-from cosr_jax.run.evaluation import ProbeResult
+from cosr_jax.run.evaluation import ProbeResult, judged_by_domain
 from cosr_jax.run.state import LoopState
 from cosr_jax.tasks.probes import ProbeSet
 from cosr_jax.types import CodeChecks, Outcome, Task, UserError, Verdict
@@ -50,7 +50,7 @@ def test_verdicts_of_a_probe_are_counted_by_domain():
         for n, domain in enumerate(("math", "code", "code", "math"))
     )
     result = ProbeResult((True, False, True, True), *[(True,) * 4] * 2, *[("",) * 4] * 2, 0)
-    counts = loop.judged_by_domain(ProbeSet("p", tasks, ""), result)
+    counts = judged_by_domain(ProbeSet("p", tasks, ""), result)
     assert counts == {"math": [2, 0], "code": [2, 1]}
 
 
