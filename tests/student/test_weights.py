@@ -15,8 +15,10 @@ from cosr_jax import sharding
 from cosr_jax.config import MeshConfig, StudentConfig
 from cosr_jax.student import weights
 from cosr_jax.student.model import ModelConfig, abstract_student, random_base
+from cosr_jax.student.mxfp4 import ExpandedFolder
 from cosr_jax.student.names import hf_names
 from cosr_jax.student.tensor_files import INDEX_NAME, TensorFolder, building, write_tensors
+from cosr_jax.student.text_part import TextFolder
 from cosr_jax.student.weights import hf_tensors, load_base, load_config
 from cosr_jax.types import UserError
 
@@ -72,6 +74,21 @@ def test_large_stacks_are_read_layer_by_layer(tmp_path, monkeypatch):
     for value, theirs, ours in zip(*map(jax.tree.leaves, (base, got, spread)), strict=True):
         np.testing.assert_array_equal(theirs, value)
         np.testing.assert_array_equal(ours, value)
+
+
+def test_mxfp4_is_expanded_without_a_wider_copy_of_all_experts(tmp_path):
+    experts, out, groups = 64, 64, 8
+    blocks = np.full((experts, out, groups, 16), 0x31, np.uint8)
+    scales = np.full((experts, out, groups), 127, np.uint8)
+    write_tensors(tmp_path, [("w_blocks", blocks), ("w_scales", scales)])
+    folder = ExpandedFolder(TextFolder(TensorFolder(tmp_path)))
+    tracemalloc.start()
+    values = folder.read("w")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert values.dtype == ml_dtypes.bfloat16 and values.shape == (experts, groups * 32, out)
+    assert (values[:, ::2] == 0.5).all() and (values[:, 1::2] == 1.5).all()
+    assert peak < 1.25 * values.nbytes
 
 
 @pytest.mark.slow
