@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from llm_runs import NOWHERE, RECORDINGS, llm_settings, scripted
 from openai_server import OpenAiServer
 from tiny_runs import assert_same_run, finish, report, saved_steps, start, tiny_config
 
-from cosr_jax.config import from_config_dict
+from cosr_jax.config import RunConfig, TrainConfig, from_config_dict
 from cosr_jax.curator.llm import LlmCurator
 from cosr_jax.protocols import Curator
 from cosr_jax.run import loop
+from cosr_jax.run.state import LoopState
 from cosr_jax.types import AUTHORED
 
 #: Bounds a failure; nothing that passes waits as long.
@@ -215,6 +217,36 @@ def test_failures_are_explained_while_the_student_is_measured(student, here, tmp
     assert len(calls) == len(roles)
     spent = [chain["spent"]["calls"] for chain in report(tmp_path / "run")["curator"]["chains"]]
     assert spent == [len([n for n, _ in calls if n == number]) for number in (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("change", "is_asked"),
+    [
+        ({}, True),
+        ({"round": 2}, False),  # the third round of three is done
+        ({"status": "stopped"}, False),
+        ({"advisers": {"adapter": None}}, False),  # who would spend from the same budget meanwhile
+    ],
+)
+def test_the_curator_asks_ahead_where_a_round_may_follow(change, is_asked):
+    asked = []
+
+    class Noting(Curator):
+        def asking_ahead(self, round, evidence, failures):
+            asked.append((round, evidence, failures))
+            return super().asking_ahead(round, evidence, failures)
+
+    change = dict(change)
+    advisers = change.pop("advisers", {})
+    run = types.SimpleNamespace(
+        config=RunConfig(train=TrainConfig(max_rounds=3)),
+        state=LoopState(**{"round": 1, "evidence": ["e"], "failures": ["f"], **change}),
+        rooms=types.SimpleNamespace(advisers=advisers),
+        school=types.SimpleNamespace(curator=Noting()),
+    )
+    with loop.Run.asking_ahead(run):
+        pass
+    assert asked == ([(3, ["e"], ["f"])] if is_asked else [])
 
 
 def test_a_curator_of_ones_own_takes_thirty_lines_and_runs(student, here, tmp_path):
