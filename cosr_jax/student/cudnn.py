@@ -25,7 +25,7 @@ def serves(q: jax.Array, k: jax.Array, sinks: jax.Array | None) -> bool:
     capability = _compute_capability()
     width = q.shape[-1] + (0 if sinks is None else _LANES)
     return (
-        q.dtype in (jnp.bfloat16, jnp.float16)
+        q.dtype == jnp.bfloat16
         and capability >= (8, 0)
         and width % _LANES == 0
         and width <= (256 if capability >= (9, 0) else 128)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel as kernels,
+    splash_attention_kernel as splash,
 )
 from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask as masks,
@@ -76,7 +76,7 @@ def splash_attention(
         by_head(scaled, 0),
         by_head(k, before),
         by_head(v, before),
-        kernels.SegmentIds(padded(queries.segments, 0), padded(keys.segments, before)),
+        splash.SegmentIds(padded(queries.segments, 0), padded(keys.segments, before)),
     )
 
     def attend(size: int | None, arguments: tuple) -> jax.Array:
@@ -112,7 +112,7 @@ def _kernel(
         mask = masks.CausalMask(shape, offset)
     else:
         mask = masks.LocalMask(shape, (window - 1, 0), offset)
-    sizes = kernels.BlockSizes(
+    sizes = splash.BlockSizes(
         block_q=block,
         block_kv=block,
         block_q_dkv=block,
@@ -120,7 +120,7 @@ def _kernel(
         block_q_dq=block,
         block_kv_dq=block,
     )
-    return kernels.make_splash_mha_single_device(
+    return splash.make_splash_mha_single_device(
         masks.MultiHeadMask([mask] * heads),
         block_sizes=sizes,
         residual_checkpoint_name="attention",  # as policies of rematerialisation know it

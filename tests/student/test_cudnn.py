@@ -5,6 +5,7 @@ No GPU is needed: programs are lowered for CUDA, not compiled.
 
 from __future__ import annotations
 
+import functools
 import re
 
 import jax
@@ -17,7 +18,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 
 from cosr_jax import sharding
 from cosr_jax.config import MeshConfig
-from cosr_jax.student import cudnn
+from cosr_jax.student import cudnn, kernels
 from cosr_jax.student.attention import attend, attend_to_prompt
 from cosr_jax.student.blockwise import Places
 from cosr_jax.student.layers import Window
@@ -71,6 +72,33 @@ def fused_calls(dtype, time: int = TIME, sinks: bool = False) -> list[tuple[str,
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     call = r"__cudnn\$fmhaScaleBiasSoftmax(\w*)\(.*mask_type\\22: \\22(\w+)\\.*: \(tensor<(\w+)>"
     return re.findall(call, text)
+
+
+def test_a_kernel_sees_shared_prompts_as_blocks_do(monkeypatch):
+    """In value and gradient; windows end in the prompt."""
+    (*like, past_k, _), _, _ = arrays(jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 5)
+    shapes = [x.shape for x in (*like, past_k, past_k)]
+    inputs = [jax.random.normal(*both) for both in zip(keys, shapes, strict=True)]
+    before = jnp.ones((ROWS // GROUP, PROMPT), jnp.int32).at[0, :3].set(0)
+    own = jnp.ones((ROWS, TIME), jnp.int32).at[1, -4:].set(0)
+    past = Places(before, jnp.maximum(before.cumsum(1) - 1, 0))
+    starts = jnp.repeat(before.sum(1, keepdims=True), GROUP, axis=0)
+    places = Places(own, starts + own.cumsum(1) - 1)
+
+    def total(inputs):
+        q, k, v, past_k, past_v = inputs
+        prompt, window = (past_k, past_v, past), Window(jnp.int32(12), 12)
+        out = attend_to_prompt(q, k, v, places, prompt, window, jnp.arange(4.0) - 1)
+        return (out * jnp.where(own > 0, inputs[0][..., 0, 0], 0)[..., None, None]).sum()
+
+    blocks = jax.jit(jax.value_and_grad(total))(inputs)
+    at_once = functools.partial(cudnn.cudnn_attention, implementation="xla")
+    monkeypatch.setattr(kernels, "choose", lambda *_: at_once)
+    by_kernel = jax.jit(jax.value_and_grad(lambda inputs: total(inputs)))(inputs)
+    for mine, other in zip(jax.tree.leaves(by_kernel), jax.tree.leaves(blocks), strict=True):
+        assert np.abs(other).max() > 0.1
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture
