@@ -17,7 +17,7 @@ from cosr_jax.protocols import Curator, TaskSource
 from cosr_jax.rollout.jax_sampler import JaxSampler
 from cosr_jax.run.adapter import Adapter
 from cosr_jax.run.checker import Checker, make_checklist
-from cosr_jax.run.programs import CountedProgram, keep_programs
+from cosr_jax.run.programs import CountedProgram, heap_set_aside, keep_programs
 from cosr_jax.sharding import make_mesh
 from cosr_jax.student.chat import Chat
 from cosr_jax.student.model import Student
@@ -107,7 +107,7 @@ def open_rooms(config: RunConfig, tell: Callable[[str], None] | None = None) -> 
     student = load_student(config.student, config.lora, mesh, config.seed, tell)
     chat = Chat(resolve_source(config.student.source), config.student.system_prompt)
     engine = JaxSampler(student, chat, config.rollout, mesh)
-    with open_verifier(config, checker) as verifier:
+    with open_verifier(config, checker) as verifier, heap_set_aside():
         adapter = Adapter(config, verifier) if config.verifier.adapt != "never" else None
         yield Rooms(mesh, student, chat, engine, verifier, checker, adapter)
 

@@ -153,8 +153,11 @@ _attention.defvjp(_save, _backward)
 
 
 def _blocks(queries: int, keys: int, causal: bool) -> Iterator[tuple[int, int, int]]:
-    """(first query, its end, keys that they can see) of every block."""
-    size = min(max(_LEAST, -(-queries // _BLOCKS)), _MOST)
+    """(first query, its end, keys that they can see) of every block.
+
+    Where all queries see all keys, blocks only bound the memory, and each takes time to compile.
+    """
+    size = min(max(_LEAST, -(-queries // _BLOCKS)), _MOST) if causal else _MOST
     for start in range(0, queries, size):
         stop = min(start + size, queries)
         yield start, stop, stop if causal else keys

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cosr_jax.run.programs import CountedProgram, keep_programs
+from cosr_jax.run.programs import CountedProgram, heap_set_aside, keep_programs
 
 
 def test_a_second_compilation_for_a_known_shape_is_counted_and_told(caplog):
@@ -37,3 +38,10 @@ def test_programs_go_to_the_users_cache_unless_told_otherwise(tmp_path, monkeypa
     finally:
         jax.config.update("jax_enable_compilation_cache", True)
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_heap_is_set_aside_for_a_while():
+    before = gc.get_freeze_count()
+    with heap_set_aside():
+        assert gc.get_freeze_count() > before + 1000
+    assert gc.get_freeze_count() == 0
