@@ -42,7 +42,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class TensorFolder:
-    """The tensors of ``model.safetensors``, or of the files that its index names.
+    """The tensors of ``model.safetensors``, or else of the files that an index names.
 
     Nothing is read before ``read``, and then only the slice asked for.
 
@@ -56,7 +56,7 @@ class TensorFolder:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        if (folder / INDEX_NAME).exists():
+        if (folder / INDEX_NAME).exists() and not (folder / SINGLE_NAME).exists():
             located = read_json(folder / INDEX_NAME).get("weight_map")
             if not isinstance(located, dict):
                 raise UserError(

@@ -162,6 +162,14 @@ def test_tensors_of_one_folder_may_differ_in_dtype(tmp_path):
         np.testing.assert_array_equal(value, stored[name].astype(np.float32))
 
 
+def test_one_file_goes_before_an_index_that_was_left(tmp_path):
+    """As in transformers."""
+    write_tensors(tmp_path, [("old", np.ones(2)), ("older", np.ones(2))], shard_bytes=1)
+    assert TensorFolder(tmp_path).names == {"old", "older"}
+    write_tensors(tmp_path, [("new", np.ones(2))])
+    assert TensorFolder(tmp_path).names == {"new"}
+
+
 DTYPES = st.sampled_from([np.float32, np.float16, ml_dtypes.bfloat16])
 
 
