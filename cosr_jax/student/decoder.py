@@ -183,7 +183,11 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """float32 logits [..., vocab] of final hidden states [..., hidden]."""
-        return project(hidden, self.head_kernel(), self.config.logit_softcap)
+        # The embedding as it lies: of a transposed matrix of bfloat16 a CPU makes float32 first.
+        is_tied = self.config.tie_word_embeddings
+        weight = self.embed[...] if is_tied else self.lm_head[...]
+        axes = ("vocab", "hidden") if is_tied else ("hidden", "vocab")
+        return project(hidden, weight, axes, self.config.logit_softcap)
 
     def __call__(
         self,
@@ -302,6 +306,7 @@ class Decoder(nnx.Module):
         _, (k, v), _ = self._forward(
             tokens, positions, mask.astype(jnp.int32), adapters, None, True
         )
+        k, v = (stack.astype(self.compute_dtype) for stack in (k, v))
         return jnp.transpose(k, (0, 1, 3, 4, 2)), jnp.swapaxes(v, 2, 3)
 
     def decode(
@@ -341,11 +346,12 @@ class Decoder(nnx.Module):
 
             weights = nnx.merge_state(choose_layer(unstacked, number), sliced(weights))
             x, kv, _ = build(weights, kind)(x, context, kind, None, attend_past)
-            return x, kv
+            return x, stackable(kv)
 
         numbers = jnp.arange(self.config.num_hidden_layers)
         x, (k, v) = jax.lax.scan(layer, x, (numbers, sliceable(stacked), self._kinds()))
-        return self.norm(x)[:, 0], cache.append(k[:, :, 0], v[:, :, 0], positions, column)
+        k, v = (new[:, :, 0].astype(x.dtype) for new in (k, v))
+        return self.norm(x)[:, 0], cache.append(k, v, positions, column)
 
     def _embed(self, tokens: jax.Array) -> jax.Array:
         # Each chip looks up what its share of the vocabulary holds, for all rows of its replica.
@@ -423,7 +429,7 @@ class Decoder(nnx.Module):
         def layer(x, inputs):
             weights, kind, key = inputs
             x, kv, load = build(weights, kind)(x, context, kind, key, attend_segments)
-            return x, (kv if keep_kv else None, load)
+            return x, (stackable(kv) if keep_kv else None, load)
 
         x, (kept, load) = self._scan(layer, x, state, dropout_key)
         return self.norm(x), kept, load
@@ -454,17 +460,26 @@ def _places(mask: jax.Array, start: jax.Array | int) -> Places:
     return Places(segments, jnp.maximum(start + jnp.cumsum(segments, axis=1) - 1, 0))
 
 
-def project(hidden: jax.Array, kernel: jax.Array, softcap: float = 0.0) -> jax.Array:
-    """float32 logits [..., vocab] of hidden states [..., hidden] under kernel [hidden, vocab].
+def project(
+    hidden: jax.Array, weight: jax.Array, axes: tuple[str, str], softcap: float = 0.0
+) -> jax.Array:
+    """float32 logits [..., vocab] of hidden states [..., hidden].
 
     Unless ``softcap`` is 0.0, logits become softcap * tanh(logits / softcap).
 
     On a mesh every chip multiplies all tokens of its replica by its share of the vocabulary.
+
+    Args:
+      hidden: [..., hidden].
+      weight: the output projection, its two axes in the order of ``axes``.
+      axes: ("hidden", "vocab"), or the other way round.
+      softcap: of the logits.
     """
     tokens = hidden.reshape(-1, hidden.shape[-1])
     tokens = sharding.constrain(tokens, "replica", "hidden")
-    kernel = sharding.constrain(kernel.astype(hidden.dtype), "hidden", "vocab")
-    logits = jnp.matmul(tokens, kernel, preferred_element_type=jnp.float32)
+    weight = sharding.constrain(weight.astype(hidden.dtype), *axes)
+    contracted = ((1,), (axes.index("hidden"),)), ((), ())
+    logits = jax.lax.dot_general(tokens, weight, contracted, preferred_element_type=jnp.float32)
     logits = sharding.constrain(logits, "replica", "vocab")
     if softcap:
         logits = softcap * jnp.tanh(logits / softcap)

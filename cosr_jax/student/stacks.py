@@ -38,7 +38,7 @@ def sliced(slices: Any) -> Any:
 
 
 def stackable(values: Any) -> Any:
-    """A tree of what a loop carries, each step of which the backward pass finds in a stack."""
+    """A tree of what a loop stacks up, or carries: the backward pass finds that in a stack."""
     if sharding.platform() != "cpu":
         return values
 
