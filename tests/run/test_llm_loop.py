@@ -145,19 +145,19 @@ def test_a_stopped_replay_goes_on_identically(
 @pytest.mark.slow
 def test_a_server_killed_and_restarted_leaves_a_whole_run(student, here, tmp_path, monkeypatch):
     finish_round = loop.Run.finish_round
-    # It dies after the analysis for the second round, and is back before that for the third.
+    # It is down when the second round is planned, which begins with the end of the first.
     with contextlib.ExitStack() as servers:
         first = servers.enter_context(OpenAiServer(scripted))
         port = first.server_address[1]
 
-        def at_the_end(run, plan):
-            if run.state.round == 1:
+        def before_the_end(run, plan):
+            if run.state.round == 0:
+                servers.close()
+            elif run.state.round == 1:
                 servers.enter_context(OpenAiServer(scripted, port=port))
             finish_round(run, plan)
-            if run.state.round == 1:
-                servers.close()
 
-        monkeypatch.setattr(loop.Run, "finish_round", at_the_end)
+        monkeypatch.setattr(loop.Run, "finish_round", before_the_end)
         llm = {"max_attempts": 1, "breaker_failures": 1, "breaker_cooldown_s": 0.01}
         values = llm_settings(student, first.url, **llm)
         loop.train(from_config_dict(values), tmp_path / "run")
