@@ -17,7 +17,8 @@ from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
+
+from cosr_jax.student.stacks import kept
 
 #: The score of a key that may not be seen.  Finite, so that a query without any key has a weight
 #: that vanishes beside every other part of its softmax, rather than no number.
@@ -110,9 +111,9 @@ def _forward(q, k, v, queries, keys, window, causal):
 
 
 def _save(q, k, v, queries, keys, window, causal):
-    q, k, v = (checkpoint_name(x, "attention") for x in (q, k, v))
+    q, k, v = (kept(x, "attention") for x in (q, k, v))
     out, lse = _forward(q, k, v, queries, keys, window, causal)
-    out, lse = checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
+    out, lse = kept(out, "attention"), kept(lse, "attention")
     return (out, lse), (q, k, v, queries, keys, window, out, lse)
 
 

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from cosr_jax import sharding
 from cosr_jax.config import LoraConfig
@@ -27,7 +26,7 @@ from cosr_jax.student.moe import ExpertLinear, Moe, chosen_experts
 from cosr_jax.student.names import linear_layers, linear_names
 from cosr_jax.student.routing import RouterLoad, no_load
 from cosr_jax.student.shape import ModelConfig
-from cosr_jax.student.stacks import sliceable, sliced, stackable
+from cosr_jax.student.stacks import kept, sliceable, sliced, stackable
 from cosr_jax.student.unstacked import choose_layer, split_stacked
 from cosr_jax.types import UserError
 
@@ -87,7 +86,7 @@ class Block(nnx.Module):
             keys = list(jax.random.split(dropout_key, len(LINEARS)))
         x = sharding.constrain(x, "batch", "time", "hidden")
         attended, kv = self.attn(self.attn_norm(x), context, layer, keys[:4], attend)
-        attended = checkpoint_name(attended, "attention")
+        attended = kept(attended, "attention")
         x = x + (self.attn_post_norm(attended) if self.post_norms else attended)
         fed, load = self._feed(self.mlp_norm(x), context, layer, keys[4:])
         return x + (self.mlp_post_norm(fed) if self.post_norms else fed), kv, load

@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from cosr_jax.student.layers import LayerContext, Linear
 from cosr_jax.student.shape import ModelConfig
+from cosr_jax.student.stacks import kept
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
@@ -30,7 +30,7 @@ class Mlp(nnx.Module):
         self.down_proj = make_linear("mlp.down_proj", f, d, ("mlp", "embed"), bias)
 
     def __call__(self, x, context: LayerContext, keys: list[Any]):
-        gate = checkpoint_name(self.gate_proj(x, context.adapters, keys[0]), "mlp")
-        up = checkpoint_name(self.up_proj(x, context.adapters, keys[1]), "mlp")
+        gate = kept(self.gate_proj(x, context.adapters, keys[0]), "mlp")
+        up = kept(self.up_proj(x, context.adapters, keys[1]), "mlp")
         inside = ACTIVATIONS[self.activation](gate) * up
         return self.down_proj(inside, context.adapters, keys[2])

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from cosr_jax import sharding
 
@@ -46,3 +47,8 @@ def stackable(values: Any) -> Any:
         return x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
 
     return jax.tree.map(widen, values)
+
+
+def kept(x: jax.Array, name: str) -> jax.Array:
+    """``x``, which policies of rematerialisation know as ``name`` and may keep in a stack."""
+    return checkpoint_name(stackable(x), name).astype(x.dtype)
