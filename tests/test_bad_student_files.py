@@ -81,6 +81,7 @@ def set_values(name, change):
 
 def write_index(values):
     def damage(folder):
+        weights_of(folder).rename(folder / "part.safetensors")  # one whole file goes first
         path = folder / "model.safetensors.index.json"
         path.write_text(json.dumps(values), encoding="utf-8")
 
@@ -114,9 +115,9 @@ MISTAKES = {
         set_key("rope_scaling", {"rope_type": "longrope", "factor": 2.0}),
         ["rope_type 'longrope'", "llama3"],
     ),
-    "a size in words": (set_key("hidden_size", "wide"), ["of the wrong kind", "'wide'"]),
+    "a size in words": (set_key("hidden_size", "wide"), ["hidden_size 'wide'", "no whole number"]),
     "a size of zero": (set_key("num_hidden_layers", 0), ["num_hidden_layers 0", "under 1"]),
-    "rope in words": (set_key("rope_scaling", "linear"), ["config.json", "of the wrong kind"]),
+    "rope in words": (set_key("rope_scaling", "linear"), ["config.json", "rope_scaling 'linear'"]),
     "heads that do not divide": (
         set_key("num_key_value_heads", 64),
         ["num_key_value_heads 64 does not divide"],
@@ -134,7 +135,7 @@ MISTAKES = {
         ["model-1.safetensors", "no such file"],
     ),
     "index names a lost tensor": (
-        write_index({"weight_map": {"model.no.weight": "model.safetensors"}}),
+        write_index({"weight_map": {"model.no.weight": "part.safetensors"}}),
         ["'model.no.weight' is missing", "get the file again"],
     ),
     "index with a number": (
