@@ -63,9 +63,8 @@ class Quantised:
     upper half that of the second half in the same place.
     """
 
-    codes: (
-        Any  # int8 [..., blocks, block, out], or of four bits uint8 [..., blocks, block / 2, out]
-    )
+    #: int8 [..., blocks, block, out], or of four bits uint8 [..., blocks, block / 2, out].
+    codes: Any
     #: [..., blocks, out]: bfloat16, what the code 1 of int8, or 1.0 of nf4, means; of mxfp4 uint8,
     #: an exponent of two with a bias of 127, which 1.0 means.
     scale: Any

@@ -195,7 +195,9 @@ def test_the_verifier_of_this_package_proves_tasks():
     with VerifierPool(VerifierConfig(workers=1)) as pool:
         try:
             result = read(MATHS, CODE, wrong, vacuous, judge=pool.judge)
-        except UserError as error:  # no isolation layer on this machine
+        except UserError as error:
+            if "no isolation layer works on this machine" not in str(error):
+                raise
             pytest.skip(str(error))
     assert result.value == {"tasks": [MATHS, CODE]}, result
     assert result.reasons == {"reference": 1, "vacuous": 1}

@@ -55,5 +55,6 @@ def test_loss_and_gradient_stay_close_to_those_of_float32(name, is_shared):
     expected, wanted = value_and_gradient(name, "float32", batch)
     assert value == pytest.approx(expected, rel=0.02)
     cosine = gradient @ wanted / np.linalg.norm(gradient) / np.linalg.norm(wanted)
-    assert cosine > 0.95  # gpt-oss: a router may choose another expert
+    # Where rounding makes gpt-oss' routers choose another expert, the gradient goes with it.
+    assert cosine > (0.95 if name == "family_gpt_oss" else 0.98)
     assert np.linalg.norm(gradient) == pytest.approx(np.linalg.norm(wanted), rel=0.1)
