@@ -253,33 +253,41 @@ class Decoder(nnx.Module):
           completion token t, and those at 0 are the prompt's last.  Then the routers' load by
           layer, over the tokens of all rows; None where there are no experts.
         """
-        group = completion_tokens.shape[0] // prompt_tokens.shape[0]
+        prompts, start = prompt_tokens.shape
+        rows, time = completion_tokens.shape
+        group = rows // prompts
+
+        def joined(prompt: jax.Array, completions: jax.Array) -> jax.Array:
+            """[prompts, prompt + group * completion]: what is not attention meets both at once."""
+            return jnp.concatenate([prompt, completions.reshape(prompts, -1)], axis=1)
+
+        def parted(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return x[:, :start], x[:, start:].reshape(rows, time, *x.shape[2:])
+
         past = _places(prompt_mask, 0)
         places = _places(completion_mask, jnp.repeat(past.segments.sum(1, keepdims=True), group, 0))
         # Routers count a prompt's tokens once for each row that goes on from it.
         followers = completion_mask.any(1).reshape(-1, group).sum(1, keepdims=True)
-        past_context = self._context(past.positions, adapters, prompt_mask * followers)
-        context = self._context(places.positions, adapters, completion_mask)
+        counts = joined(prompt_mask * followers, completion_mask)
+        context = self._context(joined(past.positions, places.positions), adapters, counts)
         state, build = self._stack()
 
-        def layer(carried, inputs):
-            prompt, x = carried
+        def attend_group(q, k, v, window, sinks):
+            (past_q, own_q), (past_k, own_k), (past_v, own_v) = map(parted, (q, k, v))
+            prompt = attend(past_q, past_k, past_v, past, window, sinks)
+            given = past_k, past_v, past
+            own = attend_to_prompt(own_q, own_k, own_v, places, given, window, sinks)
+            own = own.reshape(prompts, -1, *own.shape[2:])
+            return jnp.concatenate([prompt, own], axis=1)
+
+        def layer(x, inputs):
             weights, kind, key = inputs
-            block = build(weights, kind)
+            x, _, load = build(weights, kind)(x, context, kind, key, attend_group)
+            return x, load
 
-            def attend_past(q, k, v, window, sinks):
-                return attend(q, k, v, past, window, sinks)
-
-            prompt, kv, load = block(prompt, past_context, kind, key, attend_past)
-
-            def attend_all(q, k, v, window, sinks):
-                return attend_to_prompt(q, k, v, places, (*kv, past), window, sinks)
-
-            x, _, more = block(x, context, kind, key, attend_all)
-            return (prompt, x), None if load is None else load + more
-
-        start = self._embed(prompt_tokens), self._embed(completion_tokens)
-        (prompt, x), load = self._scan(layer, start, state, dropout_key)
+        x = self._embed(joined(prompt_tokens, completion_tokens))
+        x, load = self._scan(layer, x, state, dropout_key)
+        prompt, x = parted(x)
         before = jnp.repeat(prompt[:, -1:], group, axis=0)
         return self.norm(jnp.concatenate([before, x[:, :-1]], axis=1)), load
 
