@@ -1,7 +1,7 @@
 """Adapters and merged weights in the formats of PEFT and transformers.
 
-PEFT's layout (huggingface/peft, ``src/peft/tuners/lora``): ``adapter_config.json`` beside
-``adapter_model.safetensors``, where A is [rank, in] and B [out, rank], the transposes of ours.
+PEFT's (huggingface/peft, ``src/peft/tuners/lora``) is ``adapter_config.json``, which
+``peft_settings`` reads, beside ``adapter_model.safetensors``, whose tensors ``peft_layout`` knows.
 """
 
 from __future__ import annotations
@@ -25,7 +25,16 @@ from cosr_jax.config import LoraConfig
 from cosr_jax.student.lora import lora_scale
 from cosr_jax.student.model import ModelConfig, Student
 from cosr_jax.student.moe import chosen_experts
-from cosr_jax.student.names import hf_module, linear_layers
+from cosr_jax.student.peft_layout import (
+    FACTORS,
+    HALVES,
+    AdaptedModule,
+    adapted_linears,
+    adapted_modules,
+    are_joined,
+    is_parameter,
+)
+from cosr_jax.student.peft_settings import AdapterSettings, read_settings
 from cosr_jax.student.quantised import Quantised
 from cosr_jax.student.tensor_files import (
     building,
@@ -34,7 +43,7 @@ from cosr_jax.student.tensor_files import (
     read_json,
     write_tensors,
 )
-from cosr_jax.student.text_part import MODULES_INSIDE, alone, inside
+from cosr_jax.student.text_part import MODULES_INSIDE, alone
 from cosr_jax.student.weights import hf_tensors
 from cosr_jax.types import UserError
 
@@ -68,9 +77,8 @@ def export_adapter(
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base_name,
         "r": lora.rank,
-        "lora_alpha": int(lora.alpha) if lora.alpha.is_integer() else lora.alpha,
+        **_scaling(student, lora),
         "lora_dropout": lora.dropout,
-        "use_rslora": lora.rank_stabilised,
         **_targets(student, wrapped),
         "bias": "none",
         "fan_in_fan_out": False,
@@ -80,8 +88,11 @@ def export_adapter(
         (fresh / CONFIG_NAME).write_text(json.dumps(settings, indent=2), encoding="utf-8")
         values = dict(student.lora.flat_state())
         tensors = {
-            tensor.name: tensor.pack(np.asarray(values[tensor.path].get_raw_value()[tensor.place]))
-            for tensor in _tensors(student, wrapped)
+            module.tensor(factor): module.pack(
+                factor, np.asarray(values[*module.linears[0], factor].get_raw_value()[module.place])
+            )
+            for module in adapted_modules(student, wrapped)
+            for factor in FACTORS
         }
         save_file(tensors, fresh / TENSORS_NAME, metadata={"format": "pt"})
 
@@ -91,7 +102,11 @@ def import_adapter(
 ) -> nnx.State:
     """Adapters in PEFT's format as the ``lora`` state of ``student``.
 
-    It does not matter whether they were trained on the text model alone or inside its wrapper.
+    It does not matter whether they were trained on the text model alone or inside its wrapper, nor
+    whether PEFT joined gate_proj and up_proj of experts into one parameter.  An adapter of lower
+    rank than the run's gets further ranks that add nothing yet, A drawn as at the start of a run
+    and B zero, and one whose scale ``alpha_pattern`` or ``rank_pattern`` sets apart has the
+    quotient of the scales in its B: scale * A B is the file's.
 
     Args:
       folder: holds adapter_config.json and adapter_model.safetensors.
@@ -100,37 +115,48 @@ def import_adapter(
       mesh: where to place the values; None is the default device.
 
     Raises:
-      UserError: a file cannot be read, a setting differs, or a tensor is missing, unexpected or
-        of another shape.
+      UserError: a file cannot be read, the scale differs, the rank does not suffice, or a tensor
+        is missing, unexpected or of another shape.
     """
-    _check_settings(folder / CONFIG_NAME, lora)
+    settings = read_settings(folder / CONFIG_NAME)
+    if not math.isclose(lora_scale(settings.usual), lora_scale(lora)):
+        raise UserError(
+            f"{folder / CONFIG_NAME}: r {settings.usual.rank}, lora_alpha "
+            f"{settings.usual.alpha:g} and use_rslora {settings.usual.rank_stabilised} make the "
+            f"scale {lora_scale(settings.usual):g}, which differs from the run's "
+            f"{lora_scale(lora):g}",
+            _remedy(settings, lora, max(lora.rank, settings.usual.rank)),
+        )
     file = open_safetensors(folder / TENSORS_NAME)
-    prefix = f"base_model.model.{MODULES_INSIDE}"
-    tensors = _tensors(student, any(name.startswith(prefix) for name in file.keys()))  # noqa: SIM118
-    expected = {tensor.name: tensor.shape for tensor in tensors}
     found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    for names, what in (
-        (expected.keys() - found.keys(), "is missing"),
-        (found.keys() - expected.keys(), "fits no adapter of this student"),
-    ):
-        if names:
-            raise UserError(
-                f"{folder / TENSORS_NAME}: tensor {min(names)!r} {what}",
-                "set lora.targets to the modules that this adapter was trained on",
-            )
-    for name, shape in expected.items():
-        if found[name] != shape:
-            raise UserError(
-                f"{folder / TENSORS_NAME}: tensor {name!r} has shape {list(found[name])}, "
-                f"expected {list(shape)}",
-                "use an adapter that was trained on this student",
-            )
+    wrapped = any(name.startswith(f"base_model.model.{MODULES_INSIDE}") for name in found)
+    modules = adapted_modules(student, wrapped, are_joined(student, found))
+    _check_tensors(folder / TENSORS_NAME, modules, settings, found)
     stacks = {
-        path: np.empty(variable.get_raw_value().shape, np.float32)
+        path: np.zeros(variable.get_raw_value().shape, np.float32)
         for path, variable in student.lora.flat_state()
     }
-    for tensor in tensors:
-        stacks[tensor.path][tensor.place] = tensor.unpack(file.get_tensor(tensor.name))
+    rng = np.random.default_rng(0)
+    for module in modules:
+        own = settings.of(module.key)
+        a, b = (module.unpack(factor, file.get_tensor(module.tensor(factor))) for factor in FACTORS)
+        parts = _parts(a, b, len(module.linears), lora.rank)
+        if parts is None:
+            why = ", and gate_proj and up_proj share its ranks" if len(module.linears) > 1 else ""
+            raise UserError(
+                f"{folder / TENSORS_NAME}: tensor {module.tensor('lora_a')!r} is of rank "
+                f"{own.rank}, more than the run's {lora.rank}{why}",
+                _remedy(settings, lora, max(settings.of(m.key).rank for m in modules)),
+            )
+        quotient = np.float32(lora_scale(own) / lora_scale(lora))
+        for path, (part_a, part_b) in zip(module.linears, parts, strict=True):
+            stack_a, stack_b = (stacks[*path, factor][module.place] for factor in FACTORS)
+            rank = part_a.shape[-1]
+            stack_a[..., :rank] = part_a
+            # With zeros in A as well as in B, neither would ever receive a gradient.
+            bound = module.in_features**-0.5
+            stack_a[..., rank:] = rng.uniform(-bound, bound, stack_a[..., rank:].shape)
+            stack_b[..., :rank, :] = part_b * quotient
     _check_chosen(folder / TENSORS_NAME, student.config, lora, stacks)
     leaves = {}
     for path, variable in student.lora.flat_state():
@@ -140,6 +166,70 @@ def import_adapter(
             where = sharding.array_sharding(mesh, variable.get_metadata()["axes"], like.shape)
         leaves[path] = variable.replace(jax.device_put(stacked, where))
     return nnx.State.from_flat_path(leaves)
+
+
+def _check_tensors(
+    path: Path,
+    modules: list[AdaptedModule],
+    settings: AdapterSettings,
+    found: dict[str, tuple[int, ...]],
+) -> None:
+    """A file must have these modules' tensors, no others, in the settings' ranks."""
+    expected = {
+        module.tensor(factor): module.shape(factor, settings.of(module.key).rank)
+        for module in modules
+        for factor in FACTORS
+    }
+    for names, what in (
+        (expected.keys() - found.keys(), "is missing"),
+        (found.keys() - expected.keys(), "fits no adapter of this student"),
+    ):
+        if names:
+            raise UserError(
+                f"{path}: tensor {min(names)!r} {what}",
+                "set lora.targets to the modules that this adapter was trained on",
+            )
+    for name, shape in expected.items():
+        if found[name] != shape:
+            raise UserError(
+                f"{path}: tensor {name!r} has shape {list(found[name])}, expected {list(shape)}",
+                "use an adapter that was trained on this student",
+            )
+
+
+def _parts(
+    a: np.ndarray, b: np.ndarray, number: int, rank: int
+) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """A and B of each of ``number`` linears whose outputs lie side by side in one module.
+
+    Each has all of A, and of B its own columns.  If those are more ranks than ``rank``, but every
+    linear uses ranks of its own, as when PEFT has just joined them, it has these alone.
+
+    Args:
+      a: [..., in, ranks].
+      b: [..., ranks, number x out].
+      number: of linears.
+      rank: how many ranks a linear can have.
+
+    Returns:
+      As many A [..., in, at most rank] and B; None if that is too few ranks.
+    """
+    columns = np.split(b, number, axis=-1)
+    if a.shape[-1] <= rank:
+        return [(a, column) for column in columns]
+    if number == 1 or a.shape[-1] % number or a.shape[-1] > number * rank:
+        return None
+    blocks = [np.split(column, number, axis=-2) for column in columns]
+    if any(blocks[i][j].any() for i, j in np.ndindex(number, number) if i != j):
+        return None
+    return [(own, blocks[i][i]) for i, own in enumerate(np.split(a, number, axis=-1))]
+
+
+def _remedy(settings: AdapterSettings, lora: LoraConfig, rank: int) -> str:
+    """How the run gets a rank, and the adapter's scale at that rank."""
+    per_alpha = lora_scale(dataclasses.replace(lora, rank=rank, alpha=1.0))
+    alpha = lora_scale(settings.usual) / per_alpha
+    return f"set config.lora.rank={rank} and config.lora.alpha={alpha!r}"
 
 
 def export_merged(
@@ -194,115 +284,27 @@ def _plain_dtype(student: Student) -> Any:
     return dict(student.base.flat_state())["embed",].get_raw_value().dtype
 
 
-def _check_settings(path: Path, lora: LoraConfig) -> None:
-    values = read_json(path)
-    wanted = {
-        "peft_type": "LORA",
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "use_rslora": lora.rank_stabilised,
-        # Variants whose update is not scale * A B of one rank.
-        "bias": "none",
-        "use_dora": False,
-        "fan_in_fan_out": False,
-        "rank_pattern": {},
-        "alpha_pattern": {},
-        "modules_to_save": None,
+def _scaling(student: Student, lora: LoraConfig) -> dict[str, Any]:
+    alpha, stabilised = lora.alpha, lora.rank_stabilised
+    if stabilised and any(half in adapted_linears(student) for half in HALVES):
+        # When PEFT joins these, it doubles r and alpha, and so changes alpha / sqrt(r).
+        alpha, stabilised = lora_scale(lora) * lora.rank, False
+    return {
+        "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+        "use_rslora": stabilised,
     }
-    required = ("peft_type", "r", "lora_alpha")
-    for key, value in wanted.items():
-        if key in required and key not in values:
-            raise UserError(f"{path}: key {key!r} is missing", "get the adapter's files again")
-        found = values.get(key, value)
-        if (found or None) != (value or None):
-            raise UserError(
-                f"{path}: {key} {found!r} differs from the run's {value!r}",
-                "set the lora section to the adapter's values, if it is plain LoRA",
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-    """One tensor of an adapter file, and the part of a stacked adapter matrix that it holds."""
-
-    name: str
-    path: tuple[Any, ...]
-    place: tuple[int, ...]  # leading indices into the stack: (row,) or (row, expert)
-    part: tuple[int, ...]  # shape of what lies there: [in, rank] or [rank, out], experts before
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """In the file: [rank, in] or [out, rank], where rank counts all experts' ranks."""
-        *experts, first, second = self.part
-        ranks = math.prod(experts)
-        return (second * ranks, first) if self.is_a else (second, first * ranks)
-
-    @property
-    def is_a(self) -> bool:
-        """Whether it is A, the factor on the input's side."""
-        return self.path[-1] == "lora_a"
-
-    def pack(self, value: np.ndarray) -> np.ndarray:
-        """From our layout to the file's.
-
-        A parameter of many experts has one A of [experts x rank, in], expert by expert, and one B
-        of [out, rank x experts], rank by rank (PEFT's ``ParamWrapper.get_delta_factors``).
-        """
-        order = {2: (1, 0), 3: (0, 2, 1) if self.is_a else (2, 1, 0)}[value.ndim]
-        return np.ascontiguousarray(value.transpose(order).reshape(self.shape))
-
-    def unpack(self, value: np.ndarray) -> np.ndarray:
-        """From the file's layout to ours."""
-        if len(self.part) == 2:
-            return value.T
-        experts, first, second = self.part
-        if self.is_a:
-            return value.reshape(experts, second, first).transpose(0, 2, 1)
-        return value.reshape(second, first, experts).transpose(2, 1, 0)
-
-
-def _linear(path: tuple[Any, ...]) -> str:
-    """("layers", "attn", "q_proj", "lora_a") -> "attn.q_proj"."""
-    return ".".join(path[1:-1])
-
-
-def _tensors(student: Student, wrapped: bool) -> list[_Tensor]:
-    """Every tensor of the student's adapter file."""
-    linears = {_linear(path) for path, _ in student.lora.flat_state()}
-    tensors = []
-    for path, variable in student.lora.flat_state():
-        linear, shape = _linear(path), variable.get_raw_value().shape
-        module, layers = hf_module(student.config, linear), linear_layers(student.config, linear)
-        if _is_parameter(student, linear):
-            # PEFT wraps the module once for each parameter: the first one lies innermost.
-            module = module.rpartition(".")[0]
-            if linear != "moe.down_proj" and "moe.down_proj" in linears:
-                module += ".base_layer"
-        stacks = 1 + ("{expert}" in module)
-        for place in np.ndindex(shape[:stacks]):
-            full = module.format(layer=layers[place[0]], expert=place[-1])
-            full = inside(full) if wrapped else full
-            name = f"base_model.model.{full}.lora_{str(path[-1])[-1].upper()}.weight"
-            tensors.append(_Tensor(name, path, place, shape[stacks:]))
-    return tensors
-
-
-def _is_parameter(student: Student, linear: str) -> bool:
-    """Whether all experts of a linear are one parameter in transformers (gpt-oss)."""
-    moe = student.config.moe
-    return linear.startswith("moe.") and moe is not None and moe.clamped
 
 
 def _targets(student: Student, wrapped: bool) -> dict[str, Any]:
-    linears = sorted({_linear(path) for path, _ in student.lora.flat_state()})
-    parameters = [linear for linear in linears if _is_parameter(student, linear)]
+    linears = adapted_linears(student)
+    parameters = [linear for linear in linears if is_parameter(student, linear)]
     if any(linear.startswith("mlp.") for linear in linears) and student.config.sparse_layers:
         raise UserError(
             "config.lora.targets: PEFT takes gate_proj, up_proj and down_proj of this student for "
             "its experts' and leaves out those of its plain MLPs",
             "export the merged weights, or do not adapt mlp... of a student with experts",
         )
-    if ("moe.gate_proj" in linears) != ("moe.up_proj" in linears):
+    if len(set(linears) & set(HALVES)) == 1:
         raise UserError(
             "config.lora.targets: PEFT joins gate_proj and up_proj of this student's experts, and "
             "loads no adapters of one without the other",

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from gguf_fixtures import TOKENS, write_gguf
@@ -23,6 +24,7 @@ from cosr_jax.student.chat import Chat
 from cosr_jax.student.gguf_weights import convert_gguf
 from cosr_jax.student.peft import export_adapter, export_merged, import_adapter
 from cosr_jax.student.weights import load_student
+from cosr_jax.types import UserError
 
 pytestmark = [
     pytest.mark.parity,
@@ -43,6 +45,10 @@ def tools():
 
 def logits_of(tools, model, prompts):
     return np.stack([tools.reference_logits(model, prompt) for prompt in prompts])
+
+
+def assert_close(ours, theirs):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE * np.abs(theirs).max())
 
 
 @pytest.mark.parametrize("name", TINY_NAMES)
@@ -73,6 +79,112 @@ def test_families_their_committed_figures_and_their_adapters_in_peft(name, tools
     theirs = logits_of(tools, loaded, prompts)
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=TOLERANCE * np.abs(ours).max())
     assert np.abs(values["logits"] - ours).max() > 0.1
+
+
+EXPERTS = dataclasses.replace(LORA, targets=(r"attn\..*", r"moe\..*"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_peft_saves_again_comes_back_bit_by_bit(name, tools, tmp_path):
+    import peft
+
+    source = write_folder(tmp_path / "source", name)
+    lora = EXPERTS if name == "family_qwen3_moe" else LORA
+    student = adapted(name, lora, source)
+    export_adapter(student, lora, tmp_path / "adapter", str(source))
+    model = peft.PeftModel.from_pretrained(tools.load_reference(source), tmp_path / "adapter")
+    model.save_pretrained(tmp_path / "again")
+    again = import_adapter(tmp_path / "again", student, lora)
+    jax.tree.map(np.testing.assert_array_equal, again, student.lora)
+
+
+def train(model, prompts, steps=3):
+    """AdamW on every weight that PEFT lets move."""
+    import torch
+
+    moving = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer, tokens = torch.optim.AdamW(moving, lr=0.02), torch.from_numpy(prompts).long()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(tokens, labels=tokens).loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+@pytest.mark.parametrize("rank_stabilised", [False, True])
+def test_experts_that_peft_joined_and_trained_are_imported(rank_stabilised, tools, tmp_path):
+    import peft
+
+    name = "family_qwen3_moe"
+    source, prompts = write_folder(tmp_path / "source", name), reference(name)["prompts"]
+    lora = dataclasses.replace(EXPERTS, rank_stabilised=rank_stabilised)
+    student = adapted(name, lora, source)
+    before = run(student, prompts)
+    export_adapter(student, lora, tmp_path / "adapter", str(source))
+    model = peft.PeftModel.from_pretrained(
+        tools.load_reference(source), tmp_path / "adapter", is_trainable=True
+    )
+    assert_close(before, logits_of(tools, model.eval(), prompts))
+    theirs = logits_of(tools, train(model, prompts), prompts)
+    assert np.abs(theirs - before).max() > 0.1
+    model.save_pretrained(tmp_path / "trained")
+    with pytest.raises(UserError, match=r"rank 8, more than the run's 4.* config\.lora\.rank=8"):
+        import_adapter(tmp_path / "trained", student, lora)
+
+    # As the message says: twice the rank, at the same scale.
+    alpha = 16.0 if not rank_stabilised else 8.0 * 2**0.5
+    wide = dataclasses.replace(lora, rank=8, alpha=alpha)
+    student = load_student(StudentConfig(source=str(source)), wide)
+    student = dataclasses.replace(student, lora=import_adapter(tmp_path / "trained", student, wide))
+    assert_close(run(student, prompts), theirs)
+    export_adapter(student, wide, tmp_path / "ours", str(source))
+    loaded = peft.PeftModel.from_pretrained(tools.load_reference(source), tmp_path / "ours")
+    assert_close(logits_of(tools, loaded.eval(), prompts), theirs)
+
+
+SCRATCH = {
+    "parameters": {
+        "target_modules": ["q_proj", "v_proj"],
+        "target_parameters": ["mlp.experts.down_proj", "mlp.experts.gate_up_proj"],
+    },
+    "ranks apart": {
+        "target_modules": ["q_proj", "v_proj"],
+        "target_parameters": ["experts.gate_up_proj", "experts.down_proj"],
+        "rank_pattern": {"experts.gate_up_proj": 3, r"layers\.2\..*q_proj": 2},
+        "alpha_pattern": {"v_proj": 5},
+        "use_rslora": True,
+    },
+    "one parameter": {
+        "target_modules": ["q_proj", "v_proj"],
+        "target_parameters": ["experts.gate_up_proj"],
+    },
+}
+
+
+@pytest.mark.parametrize("kind", SCRATCH)
+def test_adapters_of_experts_made_by_peft_are_imported(kind, tools, tmp_path):
+    import peft
+    import torch
+
+    name, settings = "family_qwen3_moe", SCRATCH[kind]
+    source, prompts = write_folder(tmp_path / "source", name), reference(name)["prompts"]
+    torch.manual_seed(0)
+    made = peft.LoraConfig(
+        r=4, lora_alpha=8, task_type="CAUSAL_LM", init_lora_weights=False, **settings
+    )
+    model = peft.get_peft_model(tools.load_reference(source), made)
+    theirs = logits_of(tools, train(model, prompts), prompts)
+    model.save_pretrained(tmp_path / "adapter")
+    experts = r"moe\.(gate|up)_proj" if kind == "one parameter" else r"moe\..*"
+    lora = dataclasses.replace(
+        LORA,
+        targets=(r"attn\.[qv]_proj", experts),
+        rank_stabilised=settings.get("use_rslora", False),
+    )
+    student = load_student(StudentConfig(source=str(source)), lora)
+    assert np.abs(run(student, prompts) - theirs).max() > 0.1
+    lora_state = import_adapter(tmp_path / "adapter", student, lora)
+    assert_close(run(student, prompts, lora=lora_state), theirs)
 
 
 @pytest.mark.slow

@@ -85,13 +85,22 @@ def edit_tensors(change):
 
 
 MISFITS = {
-    "rank": (edit_settings(r=8), "r 8 differs from the run's 4"),
-    "alpha": (edit_settings(lora_alpha=16), "lora_alpha 16 differs"),
-    "scaling": (edit_settings(use_rslora=True), "use_rslora True differs"),
+    "rank": (
+        edit_settings(r=8),
+        r"r 8, lora_alpha 8 and .* the scale 1, which differs from the run's 2",
+    ),
+    "alpha": (
+        edit_settings(lora_alpha=16),
+        r"lora_alpha 16 .* 4, which differs .*config\.lora\.alpha=16\.0",
+    ),
+    "scaling": (edit_settings(use_rslora=True), r"use_rslora True .* 4, which differs"),
     "kind": (edit_settings(peft_type="IA3"), "peft_type 'IA3' differs"),
     "DoRA": (edit_settings(use_dora=True), "use_dora True differs"),
     "biases": (edit_settings(bias="all"), "bias 'all' differs"),
-    "ranks by name": (edit_settings(rank_pattern={"q_proj": 2}), "rank_pattern"),
+    "ranks by name": (
+        edit_settings(rank_pattern={"q_proj": 2}, alpha_pattern={"q_proj": 4}),
+        r"q_proj.* has shape \[4, 32\], expected \[2, 32\]",
+    ),
     "no rank": (edit_settings(r="gone"), "key 'r' is missing"),
     "no settings": (lambda f: (f / "adapter_config.json").unlink(), "no such file"),
     "no tensors": (lambda f: (f / "adapter_model.safetensors").unlink(), "no such file"),
