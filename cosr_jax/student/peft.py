@@ -132,31 +132,7 @@ def import_adapter(
     wrapped = any(name.startswith(f"base_model.model.{MODULES_INSIDE}") for name in found)
     modules = adapted_modules(student, wrapped, are_joined(student, found))
     _check_tensors(folder / TENSORS_NAME, modules, settings, found)
-    stacks = {
-        path: np.zeros(variable.get_raw_value().shape, np.float32)
-        for path, variable in student.lora.flat_state()
-    }
-    rng = np.random.default_rng(0)
-    for module in modules:
-        own = settings.of(module.key)
-        a, b = (module.unpack(factor, file.get_tensor(module.tensor(factor))) for factor in FACTORS)
-        parts = _parts(a, b, len(module.linears), lora.rank)
-        if parts is None:
-            why = ", and gate_proj and up_proj share its ranks" if len(module.linears) > 1 else ""
-            raise UserError(
-                f"{folder / TENSORS_NAME}: tensor {module.tensor('lora_a')!r} is of rank "
-                f"{own.rank}, more than the run's {lora.rank}{why}",
-                _remedy(settings, lora, max(settings.of(m.key).rank for m in modules)),
-            )
-        quotient = np.float32(lora_scale(own) / lora_scale(lora))
-        for path, (part_a, part_b) in zip(module.linears, parts, strict=True):
-            stack_a, stack_b = (stacks[*path, factor][module.place] for factor in FACTORS)
-            rank = part_a.shape[-1]
-            stack_a[..., :rank] = part_a
-            # With zeros in A as well as in B, neither would ever receive a gradient.
-            bound = module.in_features**-0.5
-            stack_a[..., rank:] = rng.uniform(-bound, bound, stack_a[..., rank:].shape)
-            stack_b[..., :rank, :] = part_b * quotient
+    stacks = _stacks(folder / TENSORS_NAME, file, student, modules, settings, lora)
     _check_chosen(folder / TENSORS_NAME, student.config, lora, stacks)
     leaves = {}
     for path, variable in student.lora.flat_state():
@@ -195,6 +171,43 @@ def _check_tensors(
                 f"{path}: tensor {name!r} has shape {list(found[name])}, expected {list(shape)}",
                 "use an adapter that was trained on this student",
             )
+
+
+def _stacks(
+    path: Path,
+    file: Any,
+    student: Student,
+    modules: list[AdaptedModule],
+    settings: AdapterSettings,
+    lora: LoraConfig,
+) -> dict[tuple[Any, ...], np.ndarray]:
+    """The values of all the student's adapters, by path, at the run's rank and scale."""
+    stacks = {
+        name: np.zeros(variable.get_raw_value().shape, np.float32)
+        for name, variable in student.lora.flat_state()
+    }
+    rng = np.random.default_rng(0)
+    for module in modules:
+        own = settings.of(module.key)
+        a, b = (module.unpack(factor, file.get_tensor(module.tensor(factor))) for factor in FACTORS)
+        parts = _parts(a, b, len(module.linears), lora.rank)
+        if parts is None:
+            why = ", and gate_proj and up_proj share its ranks" if len(module.linears) > 1 else ""
+            raise UserError(
+                f"{path}: tensor {module.tensor('lora_a')!r} is of rank "
+                f"{own.rank}, more than the run's {lora.rank}{why}",
+                _remedy(settings, lora, max(settings.of(m.key).rank for m in modules)),
+            )
+        quotient = np.float32(lora_scale(own) / lora_scale(lora))
+        for linear, (part_a, part_b) in zip(module.linears, parts, strict=True):
+            stack_a, stack_b = (stacks[*linear, factor][module.place] for factor in FACTORS)
+            rank = part_a.shape[-1]
+            stack_a[..., :rank] = part_a
+            # With zeros in A as well as in B, neither would ever receive a gradient.
+            bound = module.in_features**-0.5
+            stack_a[..., rank:] = rng.uniform(-bound, bound, stack_a[..., rank:].shape)
+            stack_b[..., :rank, :] = part_b * quotient
+    return stacks
 
 
 def _parts(

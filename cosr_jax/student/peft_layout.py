@@ -98,8 +98,7 @@ def adapted_modules(student: Student, wrapped: bool, joined: bool = False) -> li
       UserError: the file joins what the student adapts by half.
     """
     shapes = {path: v.get_raw_value().shape for path, v in student.lora.flat_state()}
-    linears = adapted_linears(student)
-    parts = {linear: (linear,) for linear in linears}
+    parts: dict[str, tuple[str, ...]] = {linear: (linear,) for linear in adapted_linears(student)}
     if joined and any(half in parts for half in HALVES):
         if not all(half in parts for half in HALVES):
             raise UserError(
