@@ -172,6 +172,9 @@ def decode(job: Job) -> tuple[int, int]:
     drawing = slots.Drawing(
         array(key.shape, key.dtype), array((2,), jnp.int32), number, number, count
     )
+    each, flags = array((DECODED,), jnp.int32), array((DECODED,), bool)
+    positions = array((DECODED // 8, job.prompt), jnp.int32)
+    turn = slots.Turn(flags, each, each, each, positions, flags, count)
     program = functools.partial(slots.decode, student.graphdef)
     options = functools.partial(program, adapters=True, greedy=False, truncated=False)
     with jax.set_mesh(mesh):
@@ -180,8 +183,7 @@ def decode(job: Job) -> tuple[int, int]:
             spread(student.base),
             state,
             drawing=drawing,
-            wanted=array((DECODED,), bool),
-            enough=count,
+            turn=turn,
         )
         stats = lowered.compile().memory_analysis()
     return stats.argument_size_in_bytes, stats.temp_size_in_bytes

@@ -162,9 +162,9 @@ class JaxSampler:
             drawing=slots.Drawing(
                 jax.random.key(seed),
                 self._stop_ids,
-                jnp.float32(sampling.temperature),
-                jnp.float32(sampling.top_p),
-                jnp.int32(sampling.top_k),
+                np.float32(sampling.temperature),
+                np.float32(sampling.top_p),
+                np.int32(sampling.top_k),
             ),
             adapters=not self._merged,
             greedy=sampling.temperature == 0,
@@ -187,14 +187,15 @@ class JaxSampler:
                         done[waiting] = Completion((), (), "", "cancelled")
 
         while not schedule.is_done:
-            for ready, admission in store.admissions(schedule.enter()):
+            entering = schedule.enter()
+            for ready, admission in store.admissions(entering):
                 state = slots.admit(state, ready, admission)
             wanted = np.zeros(layout.slots, bool)
             for slot, row in schedule.running():
                 wanted[slot] = row // samples not in cancelled
             must_report = on_finished is not None or (schedule.is_waiting and config.refill)
             enough = max(1, int(layout.slots * _REFILL_SHARE)) if must_report else layout.slots
-            state, report = step(state, wanted=wanted, enough=np.int32(enough))
+            state, report = step(state, turn=store.turn(entering, wanted, enough))
             tell()  # the device decodes meanwhile
             report = jax.device_get(report)
             ended = []

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
-import jax.numpy as jnp
 import numpy as np
 
 from cosr_jax.buckets import bucket_length, bucket_rows
 from cosr_jax.rollout.schedule import Layout
-from cosr_jax.rollout.slots import Admission, Prompts
+from cosr_jax.rollout.slots import Admission, Prompts, Turn
 
 #: Tokens that a device prefills at once: enough for products at full speed, and activations small.
 _PREFILL_TOKENS = 8192
@@ -47,15 +46,40 @@ class PromptStore:
         most = max(1, shards * _PREFILL_TOKENS // self.width)
         self._per_batch = bucket_rows(min(len(prompts), most), most, shards)
         self._batches: dict[int, Prompts] = {}
+        self._positions = np.full((layout.places, self.width), -1, np.int32)
 
     def admissions(self, pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[Prompts, Admission]]:
-        """What lets rows into slots.
+        """What brings the prompts of rows to their places.
 
         Args:
-          pairs: (slot, row); rows ascend, within the call and from call to call.
+          pairs: (slot, row) that enter; rows ascend, within the call and from call to call.
         """
         for number, group in groupby(pairs, lambda pair: self._batch_of(pair[1])):
             yield self._batch(number), self._admission(list(group))
+
+    def turn(self, pairs: Sequence[tuple[int, int]], wanted: np.ndarray, enough: int) -> Turn:
+        """What lets rows begin.
+
+        Args:
+          pairs: as ``admissions`` was told.
+          wanted: bool [slots].
+          enough: see ``Turn``.
+        """
+        fresh = np.zeros(self._layout.slots, bool)
+        token, position, number = (np.zeros(len(fresh), np.int32) for _ in range(3))
+        for slot, row in pairs:
+            prompt = self._prompts[row // self._samples]
+            fresh[slot], number[slot] = True, row
+            token[slot], position[slot] = prompt[-1], len(prompt) - 1
+            # Its first column is -1 up to the prompt's start: prompts are padded on the left.
+            columns = np.arange(self.width) - (self.width - (len(prompt) - 1))
+            self._positions[self._place(slot)] = np.maximum(columns, -1)
+        # A copy: the device may read this turn's while the next is written.
+        positions = self._positions.copy()
+        return Turn(fresh, token, position, number, positions, wanted, np.int32(enough))
+
+    def _place(self, slot: int) -> int:
+        return slot // (self._layout.slots // self._layout.places)
 
     def _batch_of(self, row: int) -> int:
         return row // self._samples // self._per_batch
@@ -76,18 +100,10 @@ class PromptStore:
         return self._prefill(tokens, mask)
 
     def _admission(self, pairs: Sequence[tuple[int, int]]) -> Admission:
-        slots, places = self._layout.slots, self._layout.places
-        entry_of_place: dict[int, int] = {}
-        fresh = np.zeros(slots, bool)
-        token, position, number = (np.zeros(slots, np.int32) for _ in range(3))
-        for slot, row in pairs:
-            prompt = row // self._samples
-            entry_of_place[slot // (slots // places)] = prompt % self._per_batch
-            fresh[slot], number[slot] = True, row
-            token[slot] = self._prompts[prompt][-1]
-            position[slot] = len(self._prompts[prompt]) - 1
-        filled = len(entry_of_place)
+        entry_of_place = {
+            self._place(slot): row // self._samples % self._per_batch for slot, row in pairs
+        }
+        filled, places = len(entry_of_place), self._layout.places
         at_places, entries = np.zeros(places, np.int32), np.zeros(places, np.int32)
         at_places[:filled], entries[:filled] = list(entry_of_place), list(entry_of_place.values())
-        values = (at_places, entries, np.int32(filled), fresh, token, position, number)
-        return Admission(*map(jnp.asarray, values))
+        return Admission(at_places, entries, np.int32(filled))

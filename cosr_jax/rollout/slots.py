@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,6 @@ class Prompts:
 
     k: jax.Array  # [layers, prompts, kv_heads, head_dim, columns]
     v: jax.Array  # [layers, prompts, kv_heads, columns, head_dim]
-    positions: jax.Array  # int32 [prompts, columns]; -1 on padding
 
 
 @jax.tree_util.register_dataclass
@@ -53,15 +52,25 @@ class Slots:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Admission:
-    """Rows that enter slots, all of them samples of ``Prompts`` of one prefill."""
+    """Which of the prompts of one prefill go where."""
 
-    places: jax.Array  # int32 [places]; the first ``count`` get a prompt
-    entries: jax.Array  # int32 [places]; which prompt
-    count: jax.Array  # int32 scalar
-    fresh: jax.Array  # bool [slots]; True where a row enters
-    token: jax.Array  # int32 [slots]; the last token of its prompt
-    position: jax.Array  # int32 [slots]; that token's position
-    row: jax.Array  # int32 [slots]
+    places: np.ndarray  # int32 [places]; the first ``count`` get a prompt
+    entries: np.ndarray  # int32 [places]; which prompt
+    count: np.int32
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """What the host says before the device decodes on."""
+
+    fresh: Any  # bool [slots]; True where a row enters
+    token: Any  # int32 [slots]; the last token of its prompt
+    position: Any  # int32 [slots]; that token's position
+    row: Any  # int32 [slots]; its number in the call
+    prompt_positions: Any  # int32 [places, columns]; of all prompts in their places, -1 on padding
+    wanted: Any  # bool [slots]; rows where it is False end at once
+    enough: Any  # int32 scalar, at least 1: how many rows may end before the host hears of it
 
 
 @jax.tree_util.register_dataclass
@@ -81,11 +90,11 @@ class Report:
 class Drawing:
     """How tokens are drawn, and which end a row."""
 
-    key: jax.Array  # typed PRNG key of the call
-    stop_ids: jax.Array  # int32 [stops]
-    temperature: jax.Array  # float32 scalar
-    top_p: jax.Array  # float32 scalar
-    top_k: jax.Array  # int32 scalar
+    key: Any  # typed PRNG key of the call
+    stop_ids: Any  # int32 [stops]
+    temperature: Any  # float32 scalar
+    top_p: Any  # float32 scalar
+    top_k: Any  # int32 scalar
 
 
 def empty_slots(
@@ -147,101 +156,84 @@ def prefill(
       tokens: int32 [prompts, columns], left-padded, without each prompt's last token.
       mask: bool [prompts, columns].
     """
-    positions = jnp.cumsum(mask, -1) - 1
-    k, v = merge(graphdef, lora, base).prefill(tokens, jnp.maximum(positions, 0), mask)
-    return Prompts(
-        _pinned_kv(k),
-        _pinned_kv(v),
-        sharding.constrain(jnp.where(mask, positions, -1), "batch", None),
-    )
+    positions = jnp.maximum(jnp.cumsum(mask, -1) - 1, 0)
+    k, v = merge(graphdef, lora, base).prefill(tokens, positions, mask)
+    return Prompts(_pinned_kv(k), _pinned_kv(v))
 
 
 def admit(slots: Slots, prompts: Prompts, admission: Admission) -> Slots:
-    """Lets rows enter: their prompts go to their places, and their slots begin anew.
+    """Brings prompts to their places.
 
     Called outside jit, with ``slots`` donated: one small program serves all layers.
     """
     where = (admission.places, admission.entries, admission.count)
-
-    def put(stack: Stack, source: jax.Array, vectors: int) -> Stack:
-        if isinstance(stack, tuple):
-            return tuple(
-                _put_layer(old, source, np.int32(layer), *where, vectors)
-                for layer, old in enumerate(stack)
-            )
-        return _put_stack(stack, source, *where, vectors)
-
     cache = slots.cache
-    rest = dataclasses.replace(slots, cache=None)
-    rest, prompt_positions, positions = _begin(
-        rest, cache.prompt_positions, cache.positions, prompts.positions, admission
-    )
-    cache = KVCache(
-        put(cache.prompt_k, prompts.k, KEY_AXIS),
-        put(cache.prompt_v, prompts.v, VALUE_AXIS),
-        prompt_positions,
-        cache.k,
-        cache.v,
-        positions,
-    )
-    return dataclasses.replace(rest, cache=cache)
+    held, source = (cache.prompt_k, cache.prompt_v), (prompts.k, prompts.v)
+    if isinstance(cache.prompt_k, tuple):
+        layers = zip(*held, strict=True)
+        k, v = zip(
+            *(_put_layer(old, source, np.int32(i), *where) for i, old in enumerate(layers)),
+            strict=True,
+        )
+    else:
+        k, v = _put_stack(held, source, *where)
+    return dataclasses.replace(slots, cache=dataclasses.replace(cache, prompt_k=k, prompt_v=v))
+
+
+#: Keys and values.
+_Pair = tuple[Packed, Packed]
 
 
 def _put(
-    held: Packed, source: jax.Array, places, entries, count, axis: int, vectors: int
-) -> Packed:
+    held: _Pair, source: tuple[jax.Array, jax.Array], places, entries, count, axis: int
+) -> _Pair:
     """``held`` with ``source``'s first ``count`` entries, one of each per place along ``axis``."""
 
-    def copy(number: jax.Array, held: Packed) -> Packed:
-        one = jax.lax.dynamic_slice_in_dim(source, entries[number], 1, axis)
-
+    def copy(number: jax.Array, held: _Pair) -> _Pair:
         def write(old: jax.Array, new: jax.Array) -> jax.Array:
             return jax.lax.dynamic_update_slice_in_dim(old, new, places[number], axis)
 
-        return jax.tree.map(write, held, pack(one, held, vectors))
+        def put(held: Packed, source: jax.Array, vectors: int) -> Packed:
+            one = jax.lax.dynamic_slice_in_dim(source, entries[number], 1, axis)
+            return jax.tree.map(write, held, pack(one, held, vectors))
+
+        return put(held[0], source[0], KEY_AXIS), put(held[1], source[1], VALUE_AXIS)
 
     return jax.lax.fori_loop(0, count, copy, held)
 
 
-@functools.partial(jax.jit, donate_argnums=0, static_argnames="vectors")
+@functools.partial(jax.jit, donate_argnums=0)
 def _put_layer(
-    held: Packed, source: jax.Array, layer, places, entries, count, vectors: int
-) -> Packed:
-    source = jax.lax.dynamic_index_in_dim(source, layer, keepdims=False)
-    return _put(held, source, places, entries, count, 0, vectors)
+    held: _Pair, source: tuple[jax.Array, jax.Array], layer, places, entries, count
+) -> _Pair:
+    k, v = (jax.lax.dynamic_index_in_dim(x, layer, keepdims=False) for x in source)
+    return _put(held, (k, v), places, entries, count, 0)
 
 
-@functools.partial(jax.jit, donate_argnums=0, static_argnames="vectors")
-def _put_stack(held: Packed, source: jax.Array, places, entries, count, vectors: int) -> Packed:
-    return jax.tree.map(_pinned_kv, _put(held, source, places, entries, count, 1, vectors))
+@functools.partial(jax.jit, donate_argnums=0)
+def _put_stack(held: _Pair, source: tuple[jax.Array, jax.Array], places, entries, count) -> _Pair:
+    return jax.tree.map(_pinned_kv, _put(held, source, places, entries, count, 1))
 
 
-@functools.partial(jax.jit, donate_argnums=(0, 1, 2))
-def _begin(
-    slots: Slots,
-    prompt_positions: jax.Array,
-    positions: jax.Array,
-    source: jax.Array,
-    admission: Admission,
-) -> tuple[Slots, jax.Array, jax.Array]:
-    """The part of ``admit`` that is no keys and values."""
-    where = (admission.places, admission.entries, admission.count)
-    prompt_positions = cast(jax.Array, _put(prompt_positions, source, *where, 0, -1))
-    fresh = admission.fresh
-    slots = dataclasses.replace(
-        slots,
-        token=jnp.where(fresh, admission.token, slots.token),
-        position=jnp.where(fresh, admission.position, slots.position),
-        row=jnp.where(fresh, admission.row, slots.row),
-        drawn=jnp.where(fresh, 0, slots.drawn),
-        running=slots.running | fresh,
-        stopped=slots.stopped & ~fresh,
+def _begin(slots: Slots, turn: Turn) -> Slots:
+    """Lets the turn's fresh rows begin in their slots, and unwanted ones end."""
+    fresh = turn.fresh
+    cache = dataclasses.replace(
+        slots.cache,
+        prompt_positions=turn.prompt_positions,
+        positions=jnp.where(fresh[:, None], -1, slots.cache.positions),
     )
-    positions = jnp.where(fresh[:, None], -1, positions)
-    return (
-        _whole(slots),
-        sharding.constrain(prompt_positions, "batch", None),
-        sharding.constrain(positions, "batch", None),
+    return pinned(
+        dataclasses.replace(
+            slots,
+            cache=cache,
+            token=jnp.where(fresh, turn.token, slots.token),
+            position=jnp.where(fresh, turn.position, slots.position),
+            row=jnp.where(fresh, turn.row, slots.row),
+            drawn=jnp.where(fresh, 0, slots.drawn),
+            running=(slots.running | fresh) & turn.wanted,
+            stopped=slots.stopped & ~fresh,
+        )
     )
 
 
@@ -252,13 +244,12 @@ def decode(
     slots: Slots,
     *,
     drawing: Drawing,
-    wanted: jax.Array,
-    enough: jax.Array,
+    turn: Turn,
     adapters: bool,
     greedy: bool,
     truncated: bool,
 ) -> tuple[Slots, Report]:
-    """Draws tokens for all running rows until ``enough`` rows have ended, or all.
+    """Draws tokens for all running rows until as many have ended as the host said, or all.
 
     Args:
       graphdef: the student's; static.
@@ -266,20 +257,20 @@ def decode(
       base: frozen weights.
       slots: donated.
       drawing: distribution and stop tokens.
-      wanted: bool [slots]; rows where it is False end at once.
-      enough: int32 scalar, at least 1.
+      turn: which rows enter and which are wanted.
       adapters: static; False where they are merged into ``base``.
       greedy: static.
       truncated: static.
     """
     model = merge(graphdef, lora, base)
+    started = slots.running | turn.fresh
+    slots = _begin(slots, turn)
     row_keys = jax.vmap(functools.partial(jax.random.fold_in, drawing.key))(slots.row)
     columns = slots.tokens.shape[1]
-    started = slots.running
 
     def more(slots: Slots) -> jax.Array:
         ended = (started & ~slots.running).sum()
-        return slots.running.any() & (ended < enough)
+        return slots.running.any() & (ended < turn.enough)
 
     def advance(slots: Slots) -> Slots:
         hidden, cache = model.decode(
@@ -313,7 +304,6 @@ def decode(
             )
         )
 
-    slots = dataclasses.replace(slots, running=started & wanted)
     slots = jax.lax.while_loop(more, advance, slots)
     report = Report(slots.running, slots.stopped, slots.drawn, slots.tokens, slots.logprobs)
     return slots, report

@@ -41,6 +41,7 @@ def at_layer(
       *operands: arrays.
     """
     if isinstance(stack, tuple):
+        use = jax.jit(use)  # traced once, not once a layer
         branches = [lambda *operands, one=one: use(one, *operands) for one in stack]
         return jax.lax.switch(layer, branches, *operands)
     one = jax.tree.map(
@@ -76,7 +77,7 @@ class Unstacked:
 def unstack(graphdef: nnx.GraphDef, lora: nnx.State, base: nnx.State, merged: bool) -> nnx.State:
     """``base`` with the kernels of every linear unstacked, in the compute dtype.
 
-    Called outside jit: in one program, as many copies as kernels would be compiled.
+    Called outside jit: in one program of all layers, each would be compiled.
 
     Args:
       graphdef: the student's, without experts: all linears have all layers.
@@ -85,32 +86,40 @@ def unstack(graphdef: nnx.GraphDef, lora: nnx.State, base: nnx.State, merged: bo
       merged: whether adapters are added to the kernels; they must not be applied again then.
     """
     model = nnx.merge(graphdef, lora, base)
-    for _, module in nnx.iter_graph(model):
-        if isinstance(module, Linear):
-            kernel, adapter = module.kernel[...], None
-            if merged and module.scale:
-                adapter = (module.lora_a[...], module.lora_b[...], module.scale)
-            kernels = tuple(
-                _one_layer(kernel, adapter, np.int32(layer), dtype=model.compute_dtype)
-                for layer in range(kernel.shape[0])
-            )
-            module.kernel = cast(Any, module.kernel.replace(Unstacked(kernels)))
+    linears = [module for _, module in nnx.iter_graph(model) if isinstance(module, Linear)]
+    stacks = []
+    for linear in linears:
+        adapter = None
+        if merged and linear.scale:
+            adapter = (linear.lora_a[...], linear.lora_b[...], linear.scale)
+        stacks.append((linear.kernel[...], adapter))
+    layers = [
+        _one_layer(stacks, np.int32(layer), model.compute_dtype)
+        for layer in range(model.config.num_hidden_layers)
+    ]
+    for linear, kernels in zip(linears, zip(*layers, strict=True), strict=True):
+        linear.kernel = cast(Any, linear.kernel.replace(Unstacked(kernels)))
     _, *states = nnx.split(model, nnx.LoRAParam, nnx.Param)
     return states[1]
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
-def _one_layer(kernel: jax.Array, adapter: Any, layer: jax.Array, dtype: Any) -> jax.Array:
-    """A layer's kernel [out, in]; ``adapter`` is (A, B, scale) to add, or None."""
+@functools.partial(jax.jit, static_argnums=2)
+def _one_layer(
+    stacks: list[tuple[jax.Array, Any]], layer: jax.Array, dtype: Any
+) -> list[jax.Array]:
+    """A layer's kernels [out, in], each with its adapter (A, B, scale) added, or None."""
 
     def at(stack: jax.Array) -> jax.Array:
         return jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)
 
-    own = at(kernel)
-    if adapter is not None:
-        a, b, scale = adapter
-        own = own + scale * jnp.matmul(at(a), at(b))
-    return own.astype(dtype).T
+    def kernel(stack: jax.Array, adapter: Any) -> jax.Array:
+        own = at(stack)
+        if adapter is not None:
+            a, b, scale = adapter
+            own = own + scale * jnp.matmul(at(a), at(b))
+        return own.astype(dtype).T
+
+    return [kernel(*one) for one in stacks]
 
 
 def split_stacked(state: nnx.State) -> tuple[nnx.State, nnx.State]:

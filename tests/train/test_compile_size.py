@@ -46,6 +46,10 @@ def decode(layers: int) -> jax.stages.Lowered:
     key = jax.eval_shape(lambda: jax.random.key(0))
     stops, number = like((2,), jnp.int32), like((), jnp.float32)
     drawing = slots.Drawing(key, stops, number, number, like((), jnp.int32))
+    each, flags = like((rows,), jnp.int32), like((rows,), bool)
+    turn = slots.Turn(
+        flags, each, each, each, like((rows, 512), jnp.int32), flags, like((), jnp.int32)
+    )
     options = functools.partial(slots.decode, of.graphdef, adapters=True, greedy=False)
     program = jax.jit(
         functools.partial(options, truncated=False),
@@ -57,8 +61,7 @@ def decode(layers: int) -> jax.stages.Lowered:
         of.base,
         jax.eval_shape(functools.partial(empty, unstacked=False)),
         drawing=drawing,
-        wanted=like((rows,), bool),
-        enough=like((), jnp.int32),
+        turn=turn,
     )
 
 
