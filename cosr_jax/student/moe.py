@@ -24,7 +24,7 @@ from cosr_jax.config import LoraConfig
 from cosr_jax.student.families import MoeConfig
 from cosr_jax.student.layers import LayerContext, LayerKind
 from cosr_jax.student.lora import lora_scale
-from cosr_jax.student.mlp import ACTIVATIONS
+from cosr_jax.student.mlp import gated
 from cosr_jax.student.quantised import Quantised, logical_axes
 from cosr_jax.student.routing import RouterLoad, router_load
 from cosr_jax.student.shape import ModelConfig
@@ -234,16 +234,17 @@ class Moe(nnx.Module):
             both = self.gate_up_proj(x, rows, adapters, chosen)
             inner = clamped_swiglu(both, self.config.swiglu_alpha, self.config.swiglu_limit)
         else:
-            gate = ACTIVATIONS[self.activation](self.gate_proj(x, rows, adapters, chosen))
-            inner = gate * self.up_proj(x, rows, adapters, chosen)
+            gate = self.gate_proj(x, rows, adapters, chosen)
+            inner = gated(self.activation, gate, self.up_proj(x, rows, adapters, chosen))
         return self.down_proj(inner, rows, adapters, chosen)
 
 
 def clamped_swiglu(x: jax.Array, alpha: float, limit: float) -> jax.Array:
     """gpt-oss' (up + 1) gate sigmoid(alpha gate), [..., 2 width] -> [..., width].
 
-    Gate and up alternate in ``x``; the gate is at most ``limit``, up within +-``limit``.
+    Gate and up alternate in ``x``; the gate is at most ``limit``, up within +-``limit``.  In
+    float32 and rounded once, as in ``mlp.gated``.
     """
-    gate, up = x[..., ::2], x[..., 1::2]
+    gate, up = x[..., ::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
     gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
-    return (up + 1) * gate * jax.nn.sigmoid(alpha * gate)
+    return ((up + 1) * gate * jax.nn.sigmoid(alpha * gate)).astype(x.dtype)
