@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cosr_jax.config import LoraConfig
-from cosr_jax.student.lora import adapter_product, lora_scale, merged_product, merges
+from cosr_jax.student.lora import (
+    adapter_product,
+    joined_product,
+    joins,
+    lora_scale,
+    merged_product,
+    merges,
+)
 from cosr_jax.student.products import frozen_product
 from cosr_jax.student.quantised import Quantised
 
@@ -67,6 +74,8 @@ class Linear(nnx.Module):
         a, b = (x[...].astype(tokens.dtype) for x in (self.lora_a, self.lora_b))
         if dropout_key is None and merges(tokens, a, b):
             return merged_product(tokens, kernel, a, b, self.scale)
+        if dropout_key is None and joins(tokens, kernel):
+            return joined_product(tokens, kernel, a, b, self.scale)
         inputs = tokens
         if dropout_key is not None:
             keep = jax.random.bernoulli(dropout_key, 1 - self.dropout, inputs.shape)

@@ -73,6 +73,45 @@ def _merged_backward(scale, saved, pull):
 merged_product.defvjp(_merged_forward, _merged_backward)
 
 
+def joins(tokens: jax.Array, kernel: Any) -> bool:
+    """Whether ``joined_product`` is the cheaper way for tokens that ``merges`` says no to.
+
+    Joining copies tokens x in and in x out numbers; beside it, tokens x out are written, read and
+    added up once more.  Measured on a CPU; elsewhere compilers add while they multiply.
+    """
+    if sharding.platform() != "cpu" or not isinstance(kernel, jax.Array):
+        return False
+    inside, outside = kernel.shape
+    return tokens.shape[0] * (outside - inside) > inside * outside
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def joined_product(
+    x: jax.Array, kernel: jax.Array, a: jax.Array, b: jax.Array, scale: float
+) -> jax.Array:
+    """x W + scale (x A) B as one product, [x, scale x A] times W above B.
+
+    Arguments and value as of ``merged_product``; rounded as one sum, whatever the dtype.
+    """
+    low = product(x, a) * scale
+    return product(jnp.concatenate([x, low], axis=1), jnp.concatenate([kernel, b], axis=0))
+
+
+def _joined_forward(x, kernel, a, b, scale):
+    return joined_product(x, kernel, a, b, scale), (x, kernel, a, b)
+
+
+def _joined_backward(scale, saved, pull):
+    x, kernel, a, b = saved
+    low_pull, pull_a, pull_b = _adapter_pulls(x, a, b, scale, pull)
+    # Joined here, what is copied would be the wide side.
+    pull_x = product_transposed(pull, kernel) + product_transposed(low_pull, a)
+    return pull_x, None, pull_a, pull_b
+
+
+joined_product.defvjp(_joined_forward, _joined_backward)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def adapter_product(x: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
     """scale (x A) B [tokens, out]; arguments as of ``merged_product``."""

@@ -16,6 +16,8 @@ from cosr_jax.student.lora import (
     adapted_names,
     count_parameters,
     init_lora,
+    joined_product,
+    joins,
     lora_scale,
     merged_product,
     merges,
@@ -99,7 +101,8 @@ def test_start_values_are_peft_s_and_do_not_depend_on_the_mesh(student):
     assert not np.array_equal(other[0], jax.tree.leaves(alone)[0])
 
 
-def test_a_merged_product_is_that_of_weight_and_adapter_in_value_and_gradient():
+@pytest.mark.parametrize("product", [merged_product, joined_product])
+def test_one_product_is_that_of_weight_and_adapter_in_value_and_gradient(product):
     keys = jax.random.split(jax.random.key(0), 5)
     shapes = (40, 12), (12, 20), (12, 3), (3, 20), (40, 20)
     x, kernel, a, b, pull = map(jax.random.normal, keys, shapes)
@@ -107,10 +110,10 @@ def test_a_merged_product_is_that_of_weight_and_adapter_in_value_and_gradient():
     def apart(x, a, b):
         return x @ kernel + 0.7 * (x @ a) @ b
 
-    def merged(x, a, b):
-        return merged_product(x, kernel, a, b, 0.7)
+    def together(x, a, b):
+        return product(x, kernel, a, b, 0.7)
 
-    for function in (apart, merged):
+    for function in (apart, together):
         out, backward = jax.vjp(function, x, a, b)
         found = (out, *backward(pull))
         if function is apart:
@@ -124,6 +127,15 @@ def test_adapters_are_merged_where_that_is_cheaper_and_as_exact():
     assert not merges(jnp.zeros((32, 64)), a, b)
     assert merges(jnp.zeros((33, 64)), a, b)
     assert not merges(jnp.zeros((33, 64), jnp.bfloat16), a, b)
+
+
+def test_adapters_are_joined_on_a_cpu_where_what_comes_out_is_wide(monkeypatch):
+    wide, narrow = jnp.zeros((64, 192)), jnp.zeros((192, 64))  # 64 x 192 / (192 - 64) = 96 tokens
+    assert not joins(jnp.zeros((96, 64)), wide)
+    assert joins(jnp.zeros((97, 64)), wide)
+    assert not joins(jnp.zeros((9999, 192)), narrow)
+    monkeypatch.setattr(sharding, "platform", lambda: "tpu")
+    assert not joins(jnp.zeros((97, 64)), wide)
 
 
 def test_dropout_acts_on_adapters_only_and_only_with_a_key(student, prompts):
