@@ -254,18 +254,18 @@ def test_programs_are_as_few_as_the_buckets(traced, student):
         for temperature in (1.0, 0.7):
             sampling = SamplingParams(2, temperature=temperature)
             engine.generate(make_prompts(lengths), 4, sampling, seed)
-    assert traced == [("decode", 8, 2, 16), ("prefill", 2, 16)]
+    assert traced == [("prefill", 2, 16), ("decode", 8, 2, 16)]
     # Seven prompts do not fit at once: every slot has a place of its own.
     groups = engine.generate(make_prompts((17, 30, 32, 20, 25, 31, 26)), 4, SAMPLED, seed=0)
     assert [len(group) for group in groups] == [4] * 7
-    assert traced[2:] == [("decode", 12, 12, 32), ("prefill", 7, 32)]
+    assert traced[2:] == [("prefill", 7, 32), ("decode", 12, 12, 32)]
     engine.set_adapters(jax.tree.map(lambda x: 2 * x, student.lora))
     engine.generate(make_prompts((32, 17, 18, 19, 20, 21, 33)), 4, SAMPLED, seed=4)
     assert len(traced) == 4
     # The last rung is the limit, and a group larger than max_rows goes through its slots.
     (group, _) = engine.generate(make_prompts((34, 5)), 20, SAMPLED, seed=4)
     assert len(group) == 20
-    assert traced[4:] == [("decode", 12, 12, 39), ("prefill", 2, 39)]
+    assert traced[4:] == [("prefill", 2, 39), ("decode", 12, 12, 39)]
 
 
 def test_no_more_rows_at_once_than_configured(traced, student):
