@@ -51,6 +51,10 @@ KEPT: dict[str, tuple[str, ...]] = {
 }
 
 
+#: Tokens in a tile of bfloat16 on a TPU.
+_TILE = 16
+
+
 class Block(nnx.Module):
     """One decoder layer with pre-norms, and post-norms where the family has them.
 
@@ -253,9 +257,12 @@ class Decoder(nnx.Module):
           completion token t, and those at 0 are the prompt's last.  Then the routers' load by
           layer, over the tokens of all rows; None where there are no experts.
         """
-        prompts, start = prompt_tokens.shape
-        rows, time = completion_tokens.shape
+        prompts, rows, time = len(prompt_tokens), *completion_tokens.shape
         group = rows // prompts
+        # To whole tiles: where rows end within one, a TPU copies whatever it takes row by row.
+        before = ((0, 0), (-(prompt_tokens.shape[1] + group * time) % _TILE, 0))
+        prompt_tokens, prompt_mask = (jnp.pad(x, before) for x in (prompt_tokens, prompt_mask))
+        start = prompt_tokens.shape[1]
 
         def joined(prompt: jax.Array, completions: jax.Array) -> jax.Array:
             """[prompts, prompt + group * completion]: what is not attention meets both at once."""
@@ -288,8 +295,8 @@ class Decoder(nnx.Module):
         x = self._embed(joined(prompt_tokens, completion_tokens))
         x, load = self._scan(layer, x, state, dropout_key)
         prompt, x = parted(x)
-        before = jnp.repeat(prompt[:, -1:], group, axis=0)
-        return self.norm(jnp.concatenate([before, x[:, :-1]], axis=1)), load
+        first = jnp.repeat(prompt[:, -1:], group, axis=0)
+        return self.norm(jnp.concatenate([first, x[:, :-1]], axis=1)), load
 
     def prefill(
         self,
