@@ -18,9 +18,6 @@ class RouterLoad:
     squares: jax.Array  # [...]; squared logsumexp of the router's logits
     tokens: jax.Array  # [...]; how many
 
-    def __add__(self, other: RouterLoad) -> RouterLoad:
-        return jax.tree.map(jnp.add, self, other)
-
 
 def router_load(logits: jax.Array, experts: jax.Array, counts: jax.Array) -> RouterLoad:
     """The load of one layer; it carries no gradient.
