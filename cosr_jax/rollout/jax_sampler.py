@@ -21,6 +21,7 @@ from cosr_jax.config import RolloutConfig
 from cosr_jax.protocols import ChatTokenizer
 from cosr_jax.rollout import slots
 from cosr_jax.rollout.prompts import PromptStore
+from cosr_jax.rollout.sampling import seed_key
 from cosr_jax.rollout.schedule import Layout, Schedule
 from cosr_jax.student.compiling import compiler_options
 from cosr_jax.student.model import Student, merge
@@ -57,7 +58,9 @@ class JaxSampler:
         self._tokenizer, self._config = tokenizer, config
         self._mesh = mesh
         self._shards = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-        self._stop_ids = jnp.asarray(tokenizer.stop_ids, jnp.int32)
+        # Only a token of the student's vocabulary can be drawn, whatever the tokenizer knows.
+        vocab = np.arange(student.config.vocab_size)
+        self._stops = jnp.asarray(np.isin(vocab, tokenizer.stop_ids))
         model = merge(student.graphdef, student.lora, student.base)
         self._dtype = model.compute_dtype
         is_one_cpu = mesh is None and jax.default_backend() == "cpu"
@@ -160,8 +163,8 @@ class JaxSampler:
             self._lora,
             self._decoding_base(),
             drawing=slots.Drawing(
-                jax.random.key(seed),
-                self._stop_ids,
+                seed_key(seed),
+                self._stops,
                 np.float32(sampling.temperature),
                 np.float32(sampling.top_p),
                 np.int32(sampling.top_k),

@@ -25,7 +25,7 @@ class PromptStore:
       limit: longest prompt allowed, in tokens.
       shards: pieces that a mesh cuts prompts into.
       pad_id: fills short prompts up.
-      prefill: (int32 tokens [prompts, width], bool mask [prompts, width]) -> ``Prompts``.
+      prefill: (int32 tokens, int32 positions, -1 on padding; both [prompts, width]) -> ``Prompts``.
     """
 
     def __init__(
@@ -71,9 +71,7 @@ class PromptStore:
             prompt = self._prompts[row // self._samples]
             fresh[slot], number[slot] = True, row
             token[slot], position[slot] = prompt[-1], len(prompt) - 1
-            # Its first column is -1 up to the prompt's start: prompts are padded on the left.
-            columns = np.arange(self.width) - (self.width - (len(prompt) - 1))
-            self._positions[self._place(slot)] = np.maximum(columns, -1)
+            self._positions[self._place(slot)] = self._columns(prompt)
         # A copy: the device may read this turn's while the next is written.
         positions = self._positions.copy()
         return Turn(fresh, token, position, number, positions, wanted, np.int32(enough))
@@ -92,12 +90,16 @@ class PromptStore:
     def _run(self, number: int) -> Prompts:
         first = number * self._per_batch
         tokens = np.full((self._per_batch, self.width), self._pad_id, np.int32)
-        mask = np.zeros(tokens.shape, bool)
+        positions = np.full_like(tokens, -1)
         for entry, prompt in enumerate(self._prompts[first : first + self._per_batch]):
-            start = self.width - (len(prompt) - 1)
-            tokens[entry, start:] = prompt[:-1]
-            mask[entry, start:] = True
-        return self._prefill(tokens, mask)
+            positions[entry] = self._columns(prompt)
+            tokens[entry, positions[entry] >= 0] = prompt[:-1]
+        return self._prefill(tokens, positions)
+
+    def _columns(self, prompt: Sequence[int]) -> np.ndarray:
+        """Positions of all tokens but the last, padded on the left with -1: int32 [width]."""
+        first = self.width - (len(prompt) - 1)
+        return np.maximum(np.arange(self.width, dtype=np.int32) - first, -1)
 
     def _admission(self, pairs: Sequence[tuple[int, int]]) -> Admission:
         entry_of_place = {

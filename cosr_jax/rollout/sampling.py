@@ -4,8 +4,32 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.extend.random import threefry2x32_p
 
 _BLOCK = 256
+
+
+def seed_key(seed: int) -> np.ndarray:
+    """uint32 [2]: the key that ``uniforms`` takes; the lowest 64 bits of ``seed``."""
+    return np.asarray([seed >> 32 & 0xFFFFFFFF, seed & 0xFFFFFFFF], np.uint32)
+
+
+def uniforms(key: jax.Array, row: jax.Array, number: jax.Array) -> jax.Array:
+    """float32 [rows] in [0, 1), multiples of 2^-24: the ``number``th random number of each ``row``.
+
+    Threefry-2x32 of 20 rounds (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011)
+    with (row, number) for its counter: one block of it a number, where keys that are folded, as
+    ``jax.random`` does, take three.
+
+    Args:
+      key: uint32 [2].
+      row: int32 [rows].
+      number: int32 [rows].
+    """
+    counter = row.astype(jnp.uint32), number.astype(jnp.uint32)
+    bits, _ = threefry2x32_p.bind(key[0], key[1], *counter)
+    return (bits >> 8).astype(jnp.float32) * 2.0**-24
 
 
 def truncate(logits: jax.Array, top_p: jax.Array, top_k: jax.Array) -> jax.Array:
@@ -46,19 +70,22 @@ def categorical(logits: jax.Array, uniforms: jax.Array) -> jax.Array:
     weights = jnp.pad(weights, ((0, 0), (0, -vocab % _BLOCK))).reshape(rows, -1, _BLOCK)
 
     def invert(masses: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-        running = jnp.cumsum(masses, axis=-1)
-        # Accelerators sum in a tree, whose rounding lets the sum rise at an entry without mass
-        # and fall at one with: so entries without mass are no candidates, and the target stays
+        # Running sums by a product: a CPU takes long to compile and to run any other form.
+        order = jnp.arange(masses.shape[-1])
+        is_before = (order[:, None] <= order[None]).astype(masses.dtype)
+        running = jnp.matmul(masses, is_before, precision=jax.lax.Precision.HIGHEST)
+        # In whatever order it adds, rounding may let the sum rise at an entry without mass and
+        # fall at one with: so entries without mass are no candidates, and the target stays
         # strictly under the highest candidate.
         candidates = jnp.where(masses > 0, running, -jnp.inf)
         target = jnp.minimum(target, jnp.nextafter(candidates.max(-1), 0.0))
         index = jnp.argmax(candidates > target[:, None], axis=-1)
-        before = jnp.take_along_axis(running - masses, index[:, None], axis=-1)[:, 0]
+        before = _pick(running - masses, index)
         return index, jnp.maximum(target - before, 0.0)
 
     totals = weights.sum(-1)
     block, rest = invert(totals, uniforms * totals.sum(-1))
-    inside = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
+    inside = jnp.take_along_axis(weights, block[:, None, None], axis=1, mode="clip")[:, 0]
     token, _ = invert(inside, rest)
     return (block * _BLOCK + token).astype(jnp.int32)
 
@@ -99,5 +126,10 @@ def draw_token(
         token = categorical(logits, uniforms)
     # Relative to the largest: next to large logits the logarithm of the sum would be rounded away.
     largest = jnp.max(logits, axis=-1)
-    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0] - largest
+    chosen = _pick(logits, token) - largest
     return token, chosen - jnp.log(jnp.exp(logits - largest[:, None]).sum(-1))
+
+
+def _pick(x: jax.Array, index: jax.Array) -> jax.Array:
+    """[rows]: of each row of x [rows, columns] the one at ``index`` [rows], which exists."""
+    return jnp.take_along_axis(x, index[:, None], axis=-1, mode="clip")[:, 0]

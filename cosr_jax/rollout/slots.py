@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from cosr_jax import sharding
-from cosr_jax.rollout.sampling import draw_token
+from cosr_jax.rollout.sampling import draw_token, uniforms
 from cosr_jax.student.cache import KEY_AXIS, VALUE_AXIS
 from cosr_jax.student.model import KVCache, merge
 from cosr_jax.student.packed import Packed, pack
@@ -90,8 +90,8 @@ class Report:
 class Drawing:
     """How tokens are drawn, and which end a row."""
 
-    key: Any  # typed PRNG key of the call
-    stop_ids: Any  # int32 [stops]
+    key: Any  # uint32 [2]; of the call
+    stops: Any  # bool [vocab]; tokens that end a row
     temperature: Any  # float32 scalar
     top_p: Any  # float32 scalar
     top_k: Any  # int32 scalar
@@ -145,7 +145,11 @@ def _whole(tree):
 
 
 def prefill(
-    graphdef: nnx.GraphDef, lora: nnx.State, base: nnx.State, tokens: jax.Array, mask: jax.Array
+    graphdef: nnx.GraphDef,
+    lora: nnx.State,
+    base: nnx.State,
+    tokens: jax.Array,
+    positions: jax.Array,
 ) -> Prompts:
     """Computes what rows read of their prompts.
 
@@ -154,10 +158,10 @@ def prefill(
       lora: adapters.
       base: frozen weights.
       tokens: int32 [prompts, columns], left-padded, without each prompt's last token.
-      mask: bool [prompts, columns].
+      positions: int32 [prompts, columns]; -1 on padding.
     """
-    positions = jnp.maximum(jnp.cumsum(mask, -1) - 1, 0)
-    k, v = merge(graphdef, lora, base).prefill(tokens, positions, mask)
+    model = merge(graphdef, lora, base)
+    k, v = model.prefill(tokens, jnp.maximum(positions, 0), positions >= 0)
     return Prompts(_pinned_kv(k), _pinned_kv(v))
 
 
@@ -265,21 +269,19 @@ def decode(
     model = merge(graphdef, lora, base)
     started = slots.running | turn.fresh
     slots = _begin(slots, turn)
-    row_keys = jax.vmap(functools.partial(jax.random.fold_in, drawing.key))(slots.row)
     columns = slots.tokens.shape[1]
 
     def more(slots: Slots) -> jax.Array:
-        ended = (started & ~slots.running).sum()
-        return slots.running.any() & (ended < turn.enough)
+        running = slots.running.sum()
+        return (running > 0) & (started.sum() - running < turn.enough)
 
     def advance(slots: Slots) -> Slots:
         hidden, cache = model.decode(
             slots.token, slots.position, slots.cache, slots.drawn, adapters
         )
-        uniforms = jax.vmap(jax.random.uniform)(jax.vmap(jax.random.fold_in)(row_keys, slots.drawn))
         token, logprob = draw_token(
             model.logits(hidden),
-            uniforms,
+            uniforms(drawing.key, slots.row, slots.drawn),
             drawing.temperature,
             drawing.top_p,
             drawing.top_k,
@@ -289,7 +291,7 @@ def decode(
         running = slots.running
         here = running[:, None] & (jnp.arange(columns)[None] == slots.drawn[:, None])
         drawn = slots.drawn + running
-        is_stop = running & (token[:, None] == drawing.stop_ids[None]).any(-1)
+        is_stop = running & jnp.take(drawing.stops, token, mode="clip")
         return pinned(
             dataclasses.replace(
                 slots,

@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cosr_jax.student import kernels
-from cosr_jax.student.blockwise import Places, blockwise_attention, join
+from cosr_jax.student.blockwise import (
+    Places,
+    blockwise_attention,
+    heads_first,
+    join,
+    time_first,
+)
 from cosr_jax.student.layers import LayerContext, LayerKind, Linear, RMSNorm, Window
 from cosr_jax.student.shape import ModelConfig
 
@@ -92,62 +98,94 @@ def attend(
     """
     if kernel := kernels.choose(q, k, sinks):
         return kernel(q, k, v, places, places, window, sinks)
+    q, where = heads_first(q, k.shape[2]), jax.tree.map(_all_heads, places)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
     tokens = None if window is None else window.tokens
-    return _sink(*blockwise_attention(q, k, v, places, places, tokens, causal=True), sinks)
+    out = blockwise_attention(q, k, v, where, where, tokens, causal=True)
+    return time_first(_sink(*out, sinks))
 
 
-def attend_to_prompt(
+def attend_group(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
     places: Places,
-    prompt: tuple[jax.Array, jax.Array, Places],
+    prompt: int,
+    rows: int,
     window: Window | None = None,
     sinks: jax.Array | None = None,
 ) -> jax.Array:
-    """``attend`` of completions, which also see the prompt that their group shares.
+    """``attend`` of prompts and of the completions that share them, each of which sees its prompt.
 
     A kernel gets the prompt's keys once more for each of its rows.  Elsewhere two softmaxes are
     joined into one: to the prompt, with the queries of a whole group as one sequence; and to the
     completion's own tokens.
 
     Args:
-      q: [rows, time, heads, head_dim].
-      k: [rows, time, kv_heads, head_dim].
+      q: [prompts, time, heads, head_dim]; a prompt and then its completions, one after the other.
+      k: [prompts, time, kv_heads, head_dim].
       v: same.
-      places: of the completions' tokens; positions go on from the prompt's.
-      prompt: keys and values [prompts, prompt time, kv_heads, head_dim], and where they stand.
-        Row i belongs to prompt i // (rows / prompts).
+      places: [prompts, time]; completions are of their prompt's segment and go on from there.
+      prompt: tokens of each prompt.
+      rows: completions of all prompts together, all of a length.
       window: as for ``attend``.
       sinks: as for ``attend``.
 
     Returns:
-      [rows, time, heads, head_dim].
+      [prompts, time, heads, head_dim].
     """
-    past_k, past_v, past = prompt
-    prompts = past_k.shape[0]
-    if kernel := kernels.choose(q, k, sinks):
+    prompts, kv_heads, group = q.shape[0], k.shape[2], rows // q.shape[0]
+    length = (q.shape[1] - prompt) // group
 
-        def with_past(past: jax.Array, own: jax.Array) -> jax.Array:
-            return jnp.concatenate([jnp.repeat(past, len(own) // prompts, axis=0), own], axis=1)
+    def parted(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return x[:, :prompt], x[:, prompt:].reshape(rows, length, *x.shape[2:])
 
-        keys = jax.tree.map(with_past, past, places)
-        return kernel(q, with_past(past_k, k), with_past(past_v, v), places, keys, window, sinks)
+    def with_prompt(x: jax.Array) -> jax.Array:
+        shared, own = parted(x)
+        return jnp.concatenate([jnp.repeat(shared, group, axis=0), own], axis=1)
 
-    def by_prompt(x: jax.Array) -> jax.Array:
-        return x.reshape(prompts, -1, *x.shape[2:])
+    own_queries = jax.ShapeDtypeStruct((rows, length, *q.shape[2:]), q.dtype)
+    if kernel := kernels.choose(own_queries, k, sinks):
+        past = jax.tree.map(lambda x: parted(x)[0], (q, k, v, places))
+        shared = attend(*past, window, sinks)
+        own_q, own = jax.tree.map(lambda x: parted(x)[1], (q, places))
+        k, v, where = jax.tree.map(with_prompt, (k, v, places))
+        completions = kernel(own_q, k, v, own, where, window, sinks)
+        completions = completions.reshape(prompts, -1, *completions.shape[2:])
+        return jnp.concatenate([shared, completions], axis=1)
 
-    tokens = None if window is None else window.tokens
-    out, lse = blockwise_attention(
-        by_prompt(q), past_k, past_v, jax.tree.map(by_prompt, places), past, tokens, causal=False
+    def by_row(x: jax.Array) -> jax.Array:
+        """Completions [prompts, kv_heads, group, length, ...] of [prompts, kv_heads, time, ...]."""
+        return x[:, :, prompt:].reshape(*x.shape[:2], group, length, *x.shape[3:])
+
+    q, k, v = heads_first(q, kv_heads), k.swapaxes(1, 2), v.swapaxes(1, 2)
+    tokens, places = None if window is None else window.tokens, jax.tree.map(_all_heads, places)
+    past_k, past_v, past = jax.tree.map(lambda x: x[:, :, :prompt], (k, v, places))
+    seen, lse = blockwise_attention(q, past_k, past_v, places, past, tokens, causal=True)
+    own_q, own_k, own_v, own = jax.tree.map(by_row, (q, k, v, places))
+    to_own = blockwise_attention(own_q, own_k, own_v, own, own, tokens, causal=True)
+    whole, whole_lse = join(to_own, (by_row(seen), by_row(lse)))
+    out, lse = (
+        jnp.concatenate([x[:, :, :prompt], y.reshape(x[:, :, prompt:].shape)], axis=2)
+        for x, y in ((seen, whole), (lse, whole_lse))
     )
-    to_prompt = out.reshape(q.shape), lse.reshape(q.shape[:3])
-    own = blockwise_attention(q, k, v, places, places, tokens, causal=True)
-    return _sink(*join([own, to_prompt]), sinks)
+    return time_first(_sink(out, lse, sinks))
+
+
+def _all_heads(places: jax.Array) -> jax.Array:
+    """[batch, time] as ``blockwise_attention`` takes it where all heads' tokens stand alike."""
+    return places[:, None]
 
 
 def _sink(out: jax.Array, lse: jax.Array, sinks: jax.Array | None) -> jax.Array:
-    """The imaginary key takes its share of the softmax and gives nothing for it."""
+    """The imaginary key takes its share of the softmax and gives nothing for it.
+
+    Args:
+      out: [batch, kv_heads, time, group, head_dim].
+      lse: float32 [batch, kv_heads, time, group].
+      sinks: float32 [heads], or None.
+    """
     if sinks is None:
         return out
-    return out * jax.nn.sigmoid(lse - sinks[None, None])[..., None].astype(out.dtype)
+    sinks = sinks.reshape(1, out.shape[1], 1, -1)
+    return out * jax.nn.sigmoid(lse - sinks)[..., None].astype(out.dtype)

@@ -4,9 +4,10 @@ The generic formulation writes scores of all queries against all keys to memory,
 half of them away, and keeps them for the backward pass.  Here a block of queries meets only the
 keys up to its own end; its scores live no longer than the block; and the backward pass computes
 them again from the log of the softmax's denominator (FlashAttention-2, arXiv:2307.08691, sections
-2.3 and 3.1).  Written with products of [rows, head_dim] matrices that are contiguous for every
-(batch, key-value head), whose queries share their keys without a copy; that is the form in which
-XLA's CPU backend is fast, and it runs on every backend.
+2.3 and 3.1).  Written with products of [rows, head_dim] matrices, a key-value head's each, whose
+rows are the queries in order with all heads of the group: so a block of them is contiguous, and
+their keys are shared without a copy.  That is the form in which XLA's CPU backend is fast, and it
+runs on every backend.
 """
 
 from __future__ import annotations
@@ -37,6 +38,18 @@ class Places:
     positions: jax.Array  # int32 [batch, time], counted from 0 in each segment
 
 
+def heads_first(x: jax.Array, kv_heads: int) -> jax.Array:
+    """[batch, time, heads, head_dim] as ``blockwise_attention`` takes queries."""
+    batch, time, heads, head_dim = x.shape
+    return x.reshape(batch, time, kv_heads, heads // kv_heads, head_dim).swapaxes(1, 2)
+
+
+def time_first(x: jax.Array) -> jax.Array:
+    """The inverse of ``heads_first``."""
+    x = x.swapaxes(1, 2)
+    return x.reshape(*x.shape[:2], -1, x.shape[-1])
+
+
 def blockwise_attention(
     q: jax.Array,
     k: jax.Array,
@@ -49,46 +62,43 @@ def blockwise_attention(
 ) -> tuple[jax.Array, jax.Array]:
     """softmax(q k / sqrt(head_dim)) v, where queries see the keys of their own segment.
 
-    Parts of one softmax can be joined afterwards, by their log-sum-exps (``join``).
+    Parts of one softmax can be joined afterwards, by their log-sum-exps (``join``).  The axes
+    before the last ones, here ``...``, say whose tokens these are: batch and kv_heads, as a rule.
 
     Args:
-      q: [batch, queries, heads, head_dim].
-      k: [batch, keys, kv_heads, head_dim]; head h meets key-value head h // (heads / kv_heads).
+      q: [..., queries, group, head_dim]; the heads of a group share keys and values.
+      k: [..., keys, head_dim].
       v: same.
-      queries: where the queries stand.
-      keys: where the keys stand.
+      queries: where the queries stand, [..., queries] each, with 1 for axes where all stand alike.
+      keys: where the keys stand, likewise.
       window: int32 scalar, how many tokens back a query sees, itself included; None: all.
-      causal: query i sees keys 0..i only, and padding sees itself only; queries and keys are the
-        same tokens.  Otherwise a padding query sees nothing, and its output means nothing.
+      causal: the first queries are the keys themselves; query i sees keys 0..i only, and padding
+        sees itself only.  A padding query that is no key sees nothing, and its output means
+        nothing.
 
     Returns:
-      [batch, queries, heads, head_dim] in q's dtype, and the logs of the softmax's denominators,
-      float32 [batch, queries, heads].  Both carry gradients.
+      [..., queries, group, head_dim] in q's dtype, and the logs of the softmax's denominators,
+      float32 [..., queries, group].  Both carry gradients.
     """
-    batch, time, heads, head_dim = q.shape
-    kv_heads = k.shape[2]
-    by_head = q.reshape(batch, time, kv_heads, heads // kv_heads, head_dim)
-    by_head, k, v = by_head.transpose(0, 2, 3, 1, 4), k.swapaxes(1, 2), v.swapaxes(1, 2)
-    out, lse = _attention(by_head, k, v, queries, keys, window, causal)
-    out = out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
-    return out, lse.transpose(0, 3, 1, 2).reshape(batch, time, heads)
+    return _attention(q, k, v, queries, keys, window, causal)
 
 
-def join(parts: Sequence[tuple[jax.Array, jax.Array]]) -> tuple[jax.Array, jax.Array]:
-    """One softmax out of its parts over disjoint keys.
+def join(
+    one: tuple[jax.Array, jax.Array], other: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """One softmax out of its two parts over disjoint keys.
 
     Args:
-      parts: (out [..., head_dim], lse [...]) as ``blockwise_attention`` returns them.
+      one: (out [..., head_dim], lse [...]) as ``blockwise_attention`` returns them.
+      other: the same of the other keys.
 
     Returns:
-      What attention to all keys at once would be: out, in the first part's dtype, and lse.
+      What attention to all keys at once would be: out, in the dtype of ``one``'s, and lse.
     """
-    whole = functools.reduce(jnp.logaddexp, [lse for _, lse in parts])
-    weighted = [out * jnp.exp(lse - whole)[..., None] for out, lse in parts]
-    return functools.reduce(jnp.add, weighted).astype(parts[0][0].dtype), whole
-
-
-# Inside: queries [batch, kv_heads, group, queries, head_dim]; keys [batch, kv_heads, keys, ...].
+    (out, lse), (other_out, other_lse) = one, other
+    share = jax.nn.sigmoid(lse - other_lse)[..., None]
+    joined = out * share + other_out * (1 - share)
+    return joined.astype(out.dtype), jnp.logaddexp(lse, other_lse)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
@@ -98,16 +108,16 @@ def _attention(q, k, v, queries, keys, window, causal):
 
 def _forward(q, k, v, queries, keys, window, causal):
     outs, lses = [], []
-    for start, stop, seen in _blocks(q.shape[3], k.shape[2], causal):
-        allowed = _allowed(queries, keys, window, start, stop, seen, causal)
-        scores = _scores(_rows(q, start, stop), k[:, :, :seen], allowed)
+    for start, stop, seen in _blocks(q.shape[-3], k.shape[-2], causal):
+        bias = _bias(queries, keys, window, start, stop, seen, causal)
+        scores = _scores(_rows(q, start, stop), k[..., :seen, :], bias)
         top = scores.max(-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(-1, keepdims=True)
-        out = _product("bnqk,bnkd->bnqd", weights.astype(v.dtype), v[:, :, :seen]) / total
+        out = _product(weights.astype(v.dtype), v[..., :seen, :]) / total
         outs.append(_groups(out.astype(q.dtype), q))
         lses.append(_groups(top + jnp.log(total), q))
-    return jnp.concatenate(outs, 3), jnp.concatenate(lses, 3)[..., 0]
+    return jnp.concatenate(outs, -3), jnp.concatenate(lses, -3)[..., 0]
 
 
 def _save(q, k, v, queries, keys, window, causal):
@@ -125,25 +135,24 @@ def _backward(causal, saved, cotangents):
     pull_q = []
     # Gradients of keys and values are gathered as [.., head_dim, keys]: contracting the scores'
     # first axis would transpose them all; so only a [rows, head_dim] matrix is transposed.
-    pull_k = jnp.zeros((*k.shape[:2], k.shape[3], k.shape[2]), jnp.float32)
+    pull_k = jnp.zeros((*k.shape[:-2], k.shape[-1], k.shape[-2]), jnp.float32)
     pull_v = pull_k
-    for start, stop, seen in _blocks(q.shape[3], k.shape[2], causal):
+    for start, stop, seen in _blocks(q.shape[-3], k.shape[-2], causal):
         rows, pull_rows = _rows(q, start, stop), _rows(pull, start, stop)
-        allowed = _allowed(queries, keys, window, start, stop, seen, causal)
-        scores = _scores(rows, k[:, :, :seen], allowed)
+        bias = _bias(queries, keys, window, start, stop, seen, causal)
+        scores = _scores(rows, k[..., :seen, :], bias)
         weights = jnp.exp(scores - _rows(lse[..., None], start, stop))
-        along = _product("bnqd,bnkd->bnqk", pull_rows, v[:, :, :seen])
-        steep = weights * (along - _rows(own[..., None], start, stop)) * q.shape[-1] ** -0.5
+        along = _product_transposed(pull_rows, v[..., :seen, :])
+        steep = weights * (along - _rows(own[..., None], start, stop))
         weights, steep = weights.astype(v.dtype), steep.astype(k.dtype)
-        pull_q.append(_groups(_product("bnqk,bnkd->bnqd", steep, k[:, :, :seen]), q))
-        more_k = _product("bndq,bnqk->bndk", rows.swapaxes(2, 3), steep)
-        more_v = _product("bndq,bnqk->bndk", pull_rows.swapaxes(2, 3), weights)
-        pull_k = pull_k.at[..., :seen].add(more_k)
-        pull_v = pull_v.at[..., :seen].add(more_v)
+        pull_q.append(_groups(_product(steep, k[..., :seen, :]), q))
+        pull_k = pull_k.at[..., :seen].add(_product(rows.mT, steep))
+        pull_v = pull_v.at[..., :seen].add(_product(pull_rows.mT, weights))
+    scale = q.shape[-1] ** -0.5  # left to the end, where there are fewest numbers
     return (
-        jnp.concatenate(pull_q, 3).astype(q.dtype),
-        pull_k.swapaxes(2, 3).astype(k.dtype),
-        pull_v.swapaxes(2, 3).astype(v.dtype),
+        (jnp.concatenate(pull_q, -3) * scale).astype(q.dtype),
+        (pull_k * scale).mT.astype(k.dtype),
+        pull_v.mT.astype(v.dtype),
         None,
         None,
         None,
@@ -158,42 +167,54 @@ def _blocks(queries: int, keys: int, causal: bool) -> Iterator[tuple[int, int, i
 
     Where all queries see all keys, blocks only bound the memory, and each takes time to compile.
     """
-    size = min(max(_LEAST, -(-queries // _BLOCKS)), _MOST) if causal else _MOST
-    for start in range(0, queries, size):
-        stop = min(start + size, queries)
-        yield start, stop, stop if causal else keys
+    size = min(max(_LEAST, -(-keys // _BLOCKS)), _MOST)
+    widest = max(_MOST, _MOST**2 // keys)
+    start = 0
+    while start < queries:
+        sees_all = not causal or start + size >= keys
+        stop = min(start + (widest if sees_all else size), queries)
+        yield start, stop, keys if sees_all else stop
+        start = stop
 
 
 def _rows(x: jax.Array, start: int, stop: int) -> jax.Array:
-    """[b, n, group, queries, d] -> [b, n, rows, d]: a block's queries of all heads of a group."""
-    block = x[:, :, :, start:stop]
-    return block.reshape(*block.shape[:2], -1, block.shape[-1])
+    """[..., queries, group, d] -> [..., rows, d]: a block's queries, each with its group's heads."""
+    return x[..., start:stop, :, :].reshape(*x.shape[:-3], -1, x.shape[-1])
 
 
 def _groups(x: jax.Array, like: jax.Array) -> jax.Array:
-    """[b, n, rows, d] -> [b, n, group, queries, d], the inverse of ``_rows``."""
-    return x.reshape(*x.shape[:2], like.shape[2], -1, x.shape[-1])
+    """[..., rows, d] -> [..., queries, group, d], the inverse of ``_rows``."""
+    return x.reshape(*x.shape[:-2], -1, like.shape[-2], x.shape[-1])
 
 
-def _allowed(queries, keys, window, start, stop, seen, causal):
-    """bool [batch, queries of the block, keys seen]."""
-    mine, theirs = queries.segments[:, start:stop, None], keys.segments[:, None, :seen]
+def _bias(queries, keys, window, start, stop, seen, causal):
+    """float32 [..., queries of the block, keys seen]: 0, or ``HIDDEN_SCORE`` where not allowed."""
+    mine, theirs = queries.segments[..., start:stop, None], keys.segments[..., None, :seen]
     allowed = (mine == theirs) & (mine > 0)
     if window is not None:
-        back = queries.positions[:, start:stop, None] - keys.positions[:, None, :seen]
+        back = queries.positions[..., start:stop, None] - keys.positions[..., None, :seen]
         allowed = allowed & (back < window)
-    if not causal:
-        return allowed
-    rows, columns = jnp.arange(start, stop)[:, None], jnp.arange(seen)[None, :]
-    return (allowed & (columns <= rows)[None]) | (columns == rows)[None]
+    if causal:
+        ahead = jnp.arange(seen)[None, :] - jnp.arange(start, stop)[:, None]
+        ahead = ahead.reshape(*[1] * (allowed.ndim - 2), *ahead.shape)
+        allowed = (allowed & (ahead <= 0)) | (ahead == 0)
+    return jnp.where(allowed, 0.0, HIDDEN_SCORE)
 
 
-def _scores(rows, keys, allowed):
-    """float32 [b, n, rows, keys], ``HIDDEN_SCORE`` where not allowed."""
-    scores = _product("bnqd,bnkd->bnqk", rows, keys) * rows.shape[-1] ** -0.5
-    by_query = scores.reshape(*scores.shape[:2], -1, *allowed.shape[1:])
-    return jnp.where(allowed[:, None, None], by_query, HIDDEN_SCORE).reshape(scores.shape)
+def _scores(rows, keys, bias):
+    """float32 [..., rows, keys], biased; beside ``HIDDEN_SCORE`` a score is rounded away."""
+    scores = _product_transposed(rows, keys)
+    # Tied to what differs by layer: a scan would keep a bias for all heads, and read that.
+    scores, bias = jax.lax.optimization_barrier((scores, bias))
+    by_query = scores.reshape(*scores.shape[:-2], bias.shape[-2], -1, scores.shape[-1])
+    return (by_query * rows.shape[-1] ** -0.5 + bias[..., None, :]).reshape(scores.shape)
 
 
-def _product(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-    return jnp.einsum(spec, a, b, preferred_element_type=jnp.float32)
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """float32 a b [..., n, k], of [..., n, m] and [..., m, k]."""
+    return jnp.einsum("...nm,...mk->...nk", a, b, preferred_element_type=jnp.float32)
+
+
+def _product_transposed(a: jax.Array, b: jax.Array) -> jax.Array:
+    """float32 a b^T [..., n, k], of [..., n, m] and [..., k, m]."""
+    return jnp.einsum("...nm,...km->...nk", a, b, preferred_element_type=jnp.float32)

@@ -16,7 +16,7 @@ from flax import nnx
 
 from cosr_jax import sharding
 from cosr_jax.config import LoraConfig
-from cosr_jax.student.attention import Attention, attend, attend_to_prompt
+from cosr_jax.student.attention import Attention, attend, attend_group
 from cosr_jax.student.blockwise import Places
 from cosr_jax.student.cache import KVCache, attend_cached
 from cosr_jax.student.layers import LayerContext, LayerKind, Linear, RMSNorm, Window
@@ -268,34 +268,28 @@ class Decoder(nnx.Module):
             """[prompts, prompt + group * completion]: what is not attention meets both at once."""
             return jnp.concatenate([prompt, completions.reshape(prompts, -1)], axis=1)
 
-        def parted(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return x[:, :start], x[:, start:].reshape(rows, time, *x.shape[2:])
-
-        past = _places(prompt_mask, 0)
-        places = _places(completion_mask, jnp.repeat(past.segments.sum(1, keepdims=True), group, 0))
+        lengths = prompt_mask.sum(1, dtype=jnp.int32, keepdims=True)
+        past = _places(prompt_mask, lengths - start)
+        own = _places(completion_mask, jnp.repeat(lengths, group, 0))
+        places = jax.tree.map(joined, past, own)
         # Routers count a prompt's tokens once for each row that goes on from it.
         followers = completion_mask.any(1).reshape(-1, group).sum(1, keepdims=True)
         counts = joined(prompt_mask * followers, completion_mask)
-        context = self._context(joined(past.positions, places.positions), adapters, counts)
+        context = self._context(places.positions, adapters, counts)
         state, build = self._stack()
 
-        def attend_group(q, k, v, window, sinks):
-            (past_q, own_q), (past_k, own_k), (past_v, own_v) = map(parted, (q, k, v))
-            prompt = attend(past_q, past_k, past_v, past, window, sinks)
-            given = past_k, past_v, past
-            own = attend_to_prompt(own_q, own_k, own_v, places, given, window, sinks)
-            own = own.reshape(prompts, -1, *own.shape[2:])
-            return jnp.concatenate([prompt, own], axis=1)
+        def attend_parted(q, k, v, window, sinks):
+            return attend_group(q, k, v, places, start, rows, window, sinks)
 
         def layer(x, inputs):
             weights, kind, key = inputs
-            x, _, load = build(weights, kind)(x, context, kind, key, attend_group)
+            x, _, load = build(weights, kind)(x, context, kind, key, attend_parted)
             return x, load
 
         x = self._embed(joined(prompt_tokens, completion_tokens))
         x, load = self._scan(layer, x, state, dropout_key)
-        prompt, x = parted(x)
-        first = jnp.repeat(prompt[:, -1:], group, axis=0)
+        first = jnp.repeat(x[:, start - 1 : start], group, axis=0)
+        x = x[:, start:].reshape(rows, time, -1)
         return self.norm(jnp.concatenate([first, x[:, :-1]], axis=1)), load
 
     def prefill(
@@ -376,13 +370,16 @@ class Decoder(nnx.Module):
         return sharding.constrain(x, "batch", "time", "hidden")
 
     def _context(self, positions, adapters, counts=None) -> LayerContext:
-        frequencies, factors, _ = self.config.rotations()
-        angles = positions[None, ..., None, None].astype(jnp.float32) * jnp.asarray(
-            frequencies
-        ).reshape(len(factors), 1, 1, 1, -1)
+        frequencies, factors, rotation = self.config.rotations()
+        # [kinds, batch, time, 1, head_dim / 2]; without kinds where layers are all of the first.
+        shape: tuple[int, ...] = (len(factors), 1, 1, 1, -1)
+        if not rotation.any():
+            frequencies, factors, shape = frequencies[0], factors[:1], shape[1:]
+        where = positions.reshape(*[1] * (len(shape) - 4), *positions.shape, 1, 1)
+        angles = where.astype(jnp.float32) * frequencies.reshape(shape)
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         if (factors != 1.0).any():
-            hotter = jnp.asarray(factors).reshape(-1, 1, 1, 1, 1)
+            hotter = factors.reshape(shape)
             cos, sin = cos * hotter, sin * hotter
         return LayerContext(cos, sin, adapters, None if self.config.moe is None else counts)
 
@@ -468,10 +465,10 @@ class Decoder(nnx.Module):
         return jax.tree.map(lambda x, like: x.astype(like.dtype), carried, start), found
 
 
-def _places(mask: jax.Array, start: jax.Array | int) -> Places:
-    """Of rows that are one segment each, whose real tokens count from ``start`` [rows, 1]."""
+def _places(mask: jax.Array, first: jax.Array) -> Places:
+    """Of rows that are one segment each and stand together, column 0 at ``first`` [rows, 1]."""
     segments = sharding.constrain(mask, "batch", "time").astype(jnp.int32)
-    return Places(segments, jnp.maximum(start + jnp.cumsum(segments, axis=1) - 1, 0))
+    return Places(segments, jnp.maximum(first + jnp.arange(mask.shape[1])[None], 0))
 
 
 def project(

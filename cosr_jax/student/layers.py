@@ -120,15 +120,18 @@ def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
 class LayerContext:
     """What every layer of one forward pass shares."""
 
-    cos: jax.Array  # float32 [kinds of rotation, batch, time, 1, head_dim / 2]
+    # float32 [batch, time, 1, head_dim / 2], of all layers; where they are of several kinds,
+    # [kinds of rotation, ...].
+    cos: jax.Array
     sin: jax.Array
     adapters: bool
     counts: jax.Array | None = None  # [batch, time]: of each token by routers; None: no count
 
     def rotate(self, x: jax.Array, layer: LayerKind) -> jax.Array:
         """RoPE on x [batch, time, heads, head_dim], as that layer does it."""
-        kind = 0 if layer.rotation is None else layer.rotation
-        return rotate(x, self.cos[kind], self.sin[kind])
+        if layer.rotation is None:
+            return rotate(x, self.cos, self.sin)
+        return rotate(x, self.cos[layer.rotation], self.sin[layer.rotation])
 
 
 @jax.tree_util.register_dataclass

@@ -113,11 +113,11 @@ def _one_layer(
         return jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)
 
     def kernel(stack: jax.Array, adapter: Any) -> jax.Array:
-        own = at(stack)
+        own = at(stack).T
         if adapter is not None:
             a, b, scale = adapter
-            own = own + scale * jnp.matmul(at(a), at(b))
-        return own.astype(dtype).T
+            own = own + scale * jnp.matmul(at(b).T, at(a).T)
+        return own.astype(dtype)
 
     return [kernel(*one) for one in stacks]
 

@@ -55,7 +55,9 @@ def batch_logprobs(
         tokens = jnp.concatenate([batch.prompt_tokens, batch.completion_tokens], axis=1)
         mask = jnp.concatenate([batch.prompt_mask, batch.completion_mask], axis=1)
         mask = sharding.constrain(mask, "batch", "time").astype(jnp.int32)
-        positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        # Real tokens stand together, so a count serves; a running sum takes long to compile.
+        padding = (~batch.prompt_mask).sum(1, dtype=jnp.int32, keepdims=True)
+        positions = jnp.maximum(jnp.arange(mask.shape[1])[None] - padding, 0)
         tokens = sharding.constrain(tokens, "batch", "time")
         hidden, load = module.routed(tokens, positions, mask, adapters, dropout_key)
         hidden = hidden[:, prompt - 1 : prompt + completion - 1]

@@ -103,11 +103,12 @@ class GrpoObjective:
             sums["kl"] = _masked_sum(kl, mask)
         low = (ratio < 1 - config.clip_low) & (advantages < 0)
         high = (ratio > 1 + config.clip_high) & (advantages > 0)
+        low, high = _masked_sum(low, mask), _masked_sum(high, mask)
         sums |= {
             "ratio/mean": _masked_sum(ratio, mask),
-            "clip_ratio/low_mean": _masked_sum(low, mask),
-            "clip_ratio/high_mean": _masked_sum(high, mask),
-            "clip_ratio/region_mean": _masked_sum(low | high, mask),
+            "clip_ratio/low_mean": low,
+            "clip_ratio/high_mean": high,
+            "clip_ratio/region_mean": low + high,  # no token is both
             "sampling/importance_sampling_ratio/mean": _masked_sum(importance, mask),
             "sampling/sampling_logp_difference/mean": _masked_sum(jnp.abs(gap), mask),
         }
@@ -134,8 +135,9 @@ def policy_loss(
     Returns:
       [rows, time].  Where the clipped branch is the smaller the gradient is zero.
     """
-    clipped = jnp.clip(ratio, 1 - clip_low, 1 + clip_high)
-    return -jnp.minimum(ratio * advantages, clipped * advantages)
+    surrogate = ratio * advantages
+    clipped = jax.lax.stop_gradient(jnp.clip(ratio, 1 - clip_low, 1 + clip_high)) * advantages
+    return -jnp.where(surrogate <= clipped, surrogate, clipped)
 
 
 def importance_weight(gap: jax.Array, cap: float) -> jax.Array:

@@ -157,7 +157,9 @@ def make_train_step(
             grads, terms = accumulate(state, base, batch)
         divisor = objective.divisor(terms.weight)
         loss = terms.loss / divisor
-        grads = jax.tree.map(lambda g: g / divisor, grads)
+        # Not divided: a product is done again wherever it is read, a quotient kept for all.
+        share = 1 / divisor
+        grads = jax.tree.map(lambda g: g * share, grads)
         grad_norm = optax.global_norm(grads)
         rate = learning_rate * schedule(state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.lora)

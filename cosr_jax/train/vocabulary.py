@@ -61,7 +61,8 @@ def softmax_stream(
     vectors = sharding.constrain(vectors.reshape(shards, share, width), "vocab", None, "hidden")
     vectors = sliceable(vectors)
     first = jnp.arange(shards, dtype=jnp.int32)[:, None] * share
-    ones = jnp.ones((size, 1), jnp.float32)
+    # Two columns, of which one is read: for a product with one a CPU compiles a program.
+    ones = jnp.ones((size, 2), jnp.float32)
 
     def capped(logits: jax.Array) -> tuple[jax.Array, jax.Array | float]:
         """Logits as the softmax sees them, and their slope (times the temperature)."""

@@ -12,7 +12,7 @@ import pytest
 
 from cosr_jax.student import blockwise
 from cosr_jax.student.attention import attend
-from cosr_jax.student.blockwise import Places, blockwise_attention, join
+from cosr_jax.student.blockwise import Places, blockwise_attention, heads_first, join, time_first
 from cosr_jax.student.cudnn import cudnn_attention
 from cosr_jax.student.layers import Window
 
@@ -86,15 +86,17 @@ def test_a_softmax_joined_from_two_parts_is_the_softmax_over_both():
     real = (segments[:, completion] > 0)[..., None, None]
 
     def at(part: slice) -> Places:
-        return Places(segments[:, part], positions[:, part])
+        return Places(segments[:, None, part], positions[:, None, part])
 
     def parts(q, k, v):
-        inner = q[:, completion], k[:, completion], v[:, completion]
-        own = blockwise_attention(*inner, at(completion), at(completion), causal=True)
-        past = blockwise_attention(
-            q[:, completion], k[:, prompt], v[:, prompt], at(completion), at(prompt), causal=False
+        q = heads_first(q[:, completion], KV_HEADS)
+        (past_k, own_k), (past_v, own_v) = (
+            (x[:, prompt].swapaxes(1, 2), x[:, completion].swapaxes(1, 2)) for x in (k, v)
         )
-        return join([past, own])[0] * real
+        here = at(completion)
+        own = blockwise_attention(q, own_k, own_v, here, here, causal=True)
+        past = blockwise_attention(q, past_k, past_v, here, at(prompt), causal=False)
+        return time_first(join(past, own)[0]) * real
 
     def whole(q, k, v):
         return attend_at_once(q, k, v, Places(segments, positions))[:, completion] * real

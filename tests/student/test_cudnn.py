@@ -19,7 +19,7 @@ from jax._src.cudnn import fused_attention_stablehlo
 from cosr_jax import sharding
 from cosr_jax.config import MeshConfig
 from cosr_jax.student import cudnn, kernels
-from cosr_jax.student.attention import attend, attend_to_prompt
+from cosr_jax.student.attention import attend_group
 from cosr_jax.student.blockwise import Places
 from cosr_jax.student.layers import Window
 
@@ -46,29 +46,28 @@ def test_who_sees_whom_equals_its_definition(segments, time, window):
 
 
 def arrays(dtype, time: int = TIME) -> tuple:
-    like = jax.ShapeDtypeStruct
-    q = like((ROWS, time, HEADS, WIDTH), dtype)
-    k = like((ROWS, time, KV_HEADS, WIDTH), dtype)
-    past = like((ROWS // GROUP, PROMPT, KV_HEADS, WIDTH), dtype)
-    where, before = like((ROWS, time), jnp.int32), like((ROWS // GROUP, PROMPT), jnp.int32)
-    return (q, k, k, past, past), Places(where, where), Places(before, before)
+    """Queries, keys, values and places of prompts with their completions."""
+    like, prompts = jax.ShapeDtypeStruct, ROWS // GROUP
+    q = like((prompts, PROMPT + GROUP * time, HEADS, WIDTH), dtype)
+    k = like((*q.shape[:2], KV_HEADS, WIDTH), dtype)
+    where = like(q.shape[:2], jnp.int32)
+    return q, k, k, Places(where, where)
 
 
 def fused_calls(dtype, time: int = TIME, sinks: bool = False) -> list[tuple[str, str, str]]:
     """Name, kind of mask and queries' type of the calls of cuDNN in a gradient of attention.
 
-    To the own tokens, and to those and a shared prompt.
+    Of prompts to themselves, and of completions to themselves and their shared prompt.
     """
 
-    def attention(inputs, places, past, window, sinks):
-        q, k, v, past_k, past_v = inputs
-        own = attend(q, k, v, places, window, sinks)
-        both = attend_to_prompt(q, k, v, places, (past_k, past_v, past), window, sinks)
-        return (own + both).astype(jnp.float32).sum()
+    def attention(q, k, v, places, window, sinks):
+        out = attend_group(q, k, v, places, PROMPT, ROWS, window, sinks)
+        return out.astype(jnp.float32).sum()
 
     window = Window(jax.ShapeDtypeStruct((), jnp.int32), 8)
     sunk = jax.ShapeDtypeStruct((HEADS,), jnp.float32) if sinks else None
-    traced = jax.jit(jax.grad(attention)).trace(*arrays(dtype, time), window, sunk)
+    gradient = jax.jit(jax.grad(attention, argnums=(0, 1, 2)))
+    traced = gradient.trace(*arrays(dtype, time), window, sunk)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     call = r"__cudnn\$fmhaScaleBiasSoftmax(\w*)\(.*mask_type\\22: \\22(\w+)\\.*: \(tensor<(\w+)>"
     return re.findall(call, text)
@@ -76,21 +75,25 @@ def fused_calls(dtype, time: int = TIME, sinks: bool = False) -> list[tuple[str,
 
 def test_a_kernel_sees_shared_prompts_as_blocks_do(monkeypatch):
     """In value and gradient; windows end in the prompt."""
-    (*like, past_k, _), _, _ = arrays(jnp.float32)
-    keys = jax.random.split(jax.random.key(0), 5)
-    shapes = [x.shape for x in (*like, past_k, past_k)]
-    inputs = [jax.random.normal(*both) for both in zip(keys, shapes, strict=True)]
-    before = jnp.ones((ROWS // GROUP, PROMPT), jnp.int32).at[0, :3].set(0)
+    *like, _ = arrays(jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 3)
+    inputs = [jax.random.normal(key, x.shape) for key, x in zip(keys, like, strict=True)]
+    past = jnp.ones((ROWS // GROUP, PROMPT), jnp.int32).at[0, :3].set(0)
     own = jnp.ones((ROWS, TIME), jnp.int32).at[1, -4:].set(0)
-    past = Places(before, jnp.maximum(before.cumsum(1) - 1, 0))
-    starts = jnp.repeat(before.sum(1, keepdims=True), GROUP, axis=0)
-    places = Places(own, starts + own.cumsum(1) - 1)
+    starts = jnp.repeat(past.sum(1, keepdims=True), GROUP, axis=0)
+    positions = jnp.maximum(past.cumsum(1) - 1, 0), starts + own.cumsum(1) - 1
+    places = Places(
+        *(
+            jnp.concatenate([before, after.reshape(len(before), -1)], axis=1)
+            for before, after in ((past, own), positions)
+        )
+    )
+    is_real = (places.segments > 0)[..., None, None]
 
     def total(inputs):
-        q, k, v, past_k, past_v = inputs
-        prompt, window = (past_k, past_v, past), Window(jnp.int32(12), 12)
-        out = attend_to_prompt(q, k, v, places, prompt, window, jnp.arange(4.0) - 1)
-        return (out * jnp.where(own > 0, inputs[0][..., 0, 0], 0)[..., None, None]).sum()
+        window = Window(jnp.int32(12), 12)
+        out = attend_group(*inputs, places, PROMPT, ROWS, window, jnp.arange(4.0) - 1)
+        return (out * jnp.where(is_real, inputs[0][..., :1], 0)).sum()
 
     blocks = jax.jit(jax.value_and_grad(total))(inputs)
     at_once = functools.partial(cudnn.cudnn_attention, implementation="xla")
@@ -111,10 +114,13 @@ def ampere(monkeypatch):
 
 @pytest.mark.parametrize(("sinks", "width"), [(False, 16), (True, 24)])
 def test_programs_for_gpus_attend_by_cudnn_forward_and_backward(ampere, sinks, width):
-    shape = f"{ROWS}x{TIME}x{HEADS}x{width}xbf16"
-    own = "NO_MASK" if sinks else "CAUSAL"  # beside the mask that is an array
+    prompts = f"{ROWS // GROUP}x{PROMPT}x{HEADS}x{width}xbf16"
+    completions = f"{ROWS}x{TIME}x{HEADS}x{width}xbf16"
+    mask = "NO_MASK" if sinks else "CAUSAL"  # beside the mask that is an array
     assert sorted(fused_calls(jnp.bfloat16, sinks=sinks)) == sorted(
-        (way, mask, shape) for way in ("", "Backward") for mask in (own, "NO_MASK")
+        (way, *call)
+        for way in ("", "Backward")
+        for call in ((mask, prompts), ("NO_MASK", completions))
     )
 
 
@@ -122,7 +128,11 @@ def test_each_gpu_of_a_mesh_attends_for_its_rows_and_heads(ampere):
     with jax.set_mesh(sharding.make_mesh(MeshConfig(1, 2, 4))):  # more chips than key-value heads
         calls = fused_calls(jnp.bfloat16)
     assert len(calls) == 4
-    assert {shape for *_, shape in calls} == {f"{ROWS // 2}x{TIME}x{HEADS // 4}x{WIDTH}xbf16"}
+    ends = f"{HEADS // 4}x{WIDTH}xbf16"
+    assert {shape for *_, shape in calls} == {
+        f"{ROWS // GROUP // 2}x{PROMPT}x{ends}",
+        f"{ROWS // 2}x{TIME}x{ends}",
+    }
 
 
 @pytest.mark.parametrize(("dtype", "time"), [(jnp.float32, TIME), (jnp.bfloat16, TIME - 1)])
