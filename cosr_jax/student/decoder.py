@@ -260,22 +260,30 @@ class Decoder(nnx.Module):
         prompts, rows, time = len(prompt_tokens), *completion_tokens.shape
         group = rows // prompts
         # To whole tiles: where rows end within one, a TPU copies whatever it takes row by row.
-        before = ((0, 0), (-(prompt_tokens.shape[1] + group * time) % _TILE, 0))
-        prompt_tokens, prompt_mask = (jnp.pad(x, before) for x in (prompt_tokens, prompt_mask))
-        start = prompt_tokens.shape[1]
+        padding = -(prompt_tokens.shape[1] + group * time) % _TILE
+        start = padding + prompt_tokens.shape[1]
 
-        def joined(prompt: jax.Array, completions: jax.Array) -> jax.Array:
-            """[prompts, prompt + group * completion]: what is not attention meets both at once."""
-            return jnp.concatenate([prompt, completions.reshape(prompts, -1)], axis=1)
+        def joined(prompt: jax.Array, completions: jax.Array, filler: int) -> jax.Array:
+            """[prompts, start + group * time]: what is not attention meets both at once."""
+            empty = jnp.full((prompts, padding), filler, prompt.dtype)
+            return jnp.concatenate([empty, prompt, completions.reshape(prompts, -1)], axis=1)
 
+        # -1 on padding.
+        tokens = joined(
+            jnp.where(prompt_mask, prompt_tokens, -1),
+            jnp.where(completion_mask, completion_tokens, -1),
+            -1,
+        )
         lengths = prompt_mask.sum(1, dtype=jnp.int32, keepdims=True)
-        past = _places(prompt_mask, lengths - start)
-        own = _places(completion_mask, jnp.repeat(lengths, group, 0))
-        places = jax.tree.map(joined, past, own)
+        column = jnp.arange(start + group * time, dtype=jnp.int32)[None]
+        # Completions all go on where their prompt ends, which is at column ``start``.
+        column = jnp.where(column < start, column, start + (column - start) % time)
+        positions = jnp.maximum(lengths + column - start, 0)
+        places = Places((tokens >= 0).astype(jnp.int32), positions)
         # Routers count a prompt's tokens once for each row that goes on from it.
         followers = completion_mask.any(1).reshape(-1, group).sum(1, keepdims=True)
-        counts = joined(prompt_mask * followers, completion_mask)
-        context = self._context(places.positions, adapters, counts)
+        counts = joined(prompt_mask * followers, completion_mask.astype(followers.dtype), 0)
+        context = self._context(positions, adapters, counts)
         state, build = self._stack()
 
         def attend_parted(q, k, v, window, sinks):
@@ -286,7 +294,7 @@ class Decoder(nnx.Module):
             x, _, load = build(weights, kind)(x, context, kind, key, attend_parted)
             return x, load
 
-        x = self._embed(joined(prompt_tokens, completion_tokens))
+        x = self._embed(jnp.maximum(tokens, 0))
         x, load = self._scan(layer, x, state, dropout_key)
         first = jnp.repeat(x[:, start - 1 : start], group, axis=0)
         x = x[:, start:].reshape(rows, time, -1)
@@ -463,12 +471,6 @@ class Decoder(nnx.Module):
         inputs = sliceable(state), self._kinds(), keys
         carried, found = jax.lax.scan(step, stackable(start), inputs)
         return jax.tree.map(lambda x, like: x.astype(like.dtype), carried, start), found
-
-
-def _places(mask: jax.Array, first: jax.Array) -> Places:
-    """Of rows that are one segment each and stand together, column 0 at ``first`` [rows, 1]."""
-    segments = sharding.constrain(mask, "batch", "time").astype(jnp.int32)
-    return Places(segments, jnp.maximum(first + jnp.arange(mask.shape[1])[None], 0))
 
 
 def project(

@@ -38,13 +38,12 @@ class TrainState:
 
 
 def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW (arXiv:1711.05101) for a learning rate of 1, ascending.
+    """AdamW (arXiv:1711.05101) for a learning rate of 1, ascending, of gradients that are clipped.
 
-    The step multiplies by minus the learning rate: rate and schedule change between rounds, and
-    as arguments they cost no compilation.
+    The step clips by the norm that it reports, and multiplies by minus the learning rate: rate and
+    schedule change between rounds, and as arguments they cost no compilation.
     """
     return optax.chain(
-        optax.clip_by_global_norm(train.clip_norm),
         optax.scale_by_adam(),
         optax.add_decayed_weights(train.weight_decay),
     )
@@ -157,10 +156,11 @@ def make_train_step(
             grads, terms = accumulate(state, base, batch)
         divisor = objective.divisor(terms.weight)
         loss = terms.loss / divisor
-        # Not divided: a product is done again wherever it is read, a quotient kept for all.
-        share = 1 / divisor
-        grads = jax.tree.map(lambda g: g * share, grads)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.global_norm(grads) / divisor
+        # One factor divides and clips: what is multiplied is multiplied wherever it is read, while
+        # quotients are kept, and each shape of them is a program to compile.
+        factor = jnp.minimum(1.0, train.clip_norm / grad_norm) / divisor
+        grads = jax.tree.map(lambda g: g * factor, grads)
         rate = learning_rate * schedule(state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.lora)
         lora = jax.tree.map(lambda p, u: p - rate * u, state.lora, updates)
