@@ -409,7 +409,8 @@ def compile(job: Job, channel: Channel) -> None:
     """Seconds to compile what a GRPO run needs; there is no second repetition in a process.
 
     "step" is the train step's compilation.  "decode" is a rollout's first call less its second,
-    in which each completion ends with its first token: preparing, prefill, admission and decoding.
+    both after a change of the adapters, in which each completion ends with its first token:
+    preparing, prefill, admission and decoding.
     """
     setup, sizes = set_up(job), job.sizes
     work = GrpoWork(setup, sizes)
@@ -418,9 +419,9 @@ def compile(job: Job, channel: Channel) -> None:
     every = setup.tokens(tuple(range(setup.vocab)))
     engine = sampler(setup, every, sizes.grpo_prompt_tokens)
     sampling = SamplingParams(sizes.grpo_new_tokens)
-    engine.set_adapters(work.stepper.state.lora)
 
     def decode() -> float:
+        engine.set_adapters(work.stepper.state.lora)
         return clock(engine.generate, work.prompts, sizes.grpo_samples, sampling, 0)[0]
 
     with heap_set_aside():  # as in a run

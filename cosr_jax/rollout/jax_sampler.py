@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -175,7 +176,7 @@ class JaxSampler:
         )
         shape = (layout.slots, layout.places, store.width, columns)
         dtype = self._dtype if config.cache_dtype == "compute" else jnp.dtype(config.cache_dtype)
-        state = self._empty(self._model, *shape, dtype, self._unstacked)
+        state = self._empty_slots(self._model, *shape, dtype, self._unstacked)
         done: dict[int, Completion] = {}
         ended: list[int] = []  # rows that ``on_finished`` has not been told of yet
         cancelled: set[int] = set()  # prompts
@@ -209,6 +210,16 @@ class JaxSampler:
                     ended.append(row)
         tell()
         return done
+
+    def _empty_slots(self, *shape: Any) -> slots.Slots:
+        if not self._unstacked:
+            return self._empty(*shape)
+        # Of one array a layer a program would take its time to compile.  Here positions are zero as
+        # well: a row's are written when it begins.
+        like = jax.eval_shape(lambda: slots.empty_slots(*shape))
+        return jax.tree.map(
+            lambda x: jax.device_put(np.zeros(x.shape, x.dtype), may_alias=False), like
+        )
 
     def _decoding_base(self) -> nnx.State:
         if not self._unstacked:

@@ -41,7 +41,9 @@ def test_programs_go_to_the_users_cache_unless_told_otherwise(tmp_path, monkeypa
 
 
 def test_the_heap_is_set_aside_for_a_while():
-    before = gc.get_freeze_count()
+    before, often = gc.get_freeze_count(), gc.get_threshold()
     with heap_set_aside():
         assert gc.get_freeze_count() > before + 1000
+        assert gc.get_threshold()[0] >= 10_000
     assert gc.get_freeze_count() == 0
+    assert gc.get_threshold() == often
