@@ -178,11 +178,16 @@ def attend_cached(
 
     prompt_positions = jnp.repeat(cache.prompt_positions, rows // places, axis=0)
     # Batch axes first in the products: the CPU knows no bfloat16 product in another order.
-    to_prompt = at_layer(
-        cache.prompt_k, layer, lambda keys, q: scores(keys, q, "psgqh,pghc->pgsqc"), by_place(q)
-    )
+    def past_scores(prompt: Packed, own: Packed, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+        to_prompt = scores(prompt, by_place(q), "psgqh,pghc->pgsqc")
+        return to_prompt, scores(own, q, "rgqh,rghc->rgqc")
+
+    def past_mix(prompt: Packed, own: Packed, *weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+        of_prompt = mix(prompt, by_place(weights[0]), "psgqc,pgch->pgsqh")
+        return of_prompt, mix(own, weights[1], "rgqc,rgch->rgqh")
+
+    to_prompt, to_own = at_layer([cache.prompt_k, cache.k], layer, past_scores, q)
     to_prompt = to_prompt.swapaxes(1, 2).reshape(rows, kv_heads, -1, prompt_positions.shape[1])
-    to_own = at_layer(cache.k, layer, lambda keys, q: scores(keys, q, "rgqh,rghc->rgqc"), q)
     parts = [
         jnp.where(is_seen(prompt_positions), to_prompt, -jnp.inf),
         jnp.where(is_seen(cache.positions), to_own, -jnp.inf),
@@ -198,15 +203,8 @@ def attend_cached(
         weights[..., end - width : end]
         for width, end in zip(widths, (sum(widths[: i + 1]) for i in range(3)), strict=True)
     )
-    out = at_layer(
-        cache.prompt_v,
-        layer,
-        lambda values, w: mix(values, w, "psgqc,pgch->pgsqh"),
-        by_place(on_prompt),
-    )
-    out = out.swapaxes(1, 2).reshape(q.shape)
-    out = out + at_layer(
-        cache.v, layer, lambda values, w: mix(values, w, "rgqc,rgch->rgqh"), on_own
-    )
+    values = [cache.prompt_v, cache.v]
+    of_prompt, of_own = at_layer(values, layer, past_mix, on_prompt, on_own)
+    out = of_prompt.swapaxes(1, 2).reshape(q.shape) + of_own
     out = out + on_new * v[:, :, None]
     return out.reshape(rows, num_heads, head_dim)

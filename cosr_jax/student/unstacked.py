@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -27,27 +27,28 @@ Stack = Packed | tuple[Packed, ...]
 
 
 def at_layer(
-    stack: Stack, layer: jax.Array, use: Callable[..., jax.Array], *operands: jax.Array
-) -> jax.Array:
-    """``use(stack[layer], *operands)`` inside a scan over layers.
+    stacks: Sequence[Stack], layer: jax.Array, use: Callable[..., Any], *operands: jax.Array
+) -> Any:
+    """``use(*(stack[layer] for stack in stacks), *operands)`` inside a scan over layers.
 
-    With one array a layer a switch picks the array.  It should hold a bare product: its branches
-    are compiled once a layer, which for a product alone costs next to nothing.
+    With one array a layer a switch picks the arrays.  It should hold bare products: its branches
+    are compiled once a layer, which for products alone costs next to nothing.
 
     Args:
-      stack: of all layers.
+      stacks: each of all layers.
       layer: int32 scalar.
-      use: pure; all layers give the same shape.
+      use: pure; all layers give the same shapes.
       *operands: arrays.
     """
-    if isinstance(stack, tuple):
+    if isinstance(stacks[0], tuple):
         use = jax.jit(use)  # traced once, not once a layer
-        branches = [lambda *operands, one=one: use(one, *operands) for one in stack]
+        layers = zip(*stacks, strict=True)
+        branches = [lambda *operands, of=of: use(*of, *operands) for of in layers]
         return jax.lax.switch(layer, branches, *operands)
-    one = jax.tree.map(
-        lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), sliceable(stack)
+    of = jax.tree.map(
+        lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), sliceable(stacks)
     )
-    return use(sliced(one), *operands)
+    return use(*sliced(of), *operands)
 
 
 @jax.tree_util.register_dataclass
@@ -71,7 +72,7 @@ class Unstacked:
         # [out, in] x [rows, in]^T: a kernel that stands first is read as it lies; standing second,
         # it would be packed into another layout before each product.
         assert self.layer is not None
-        return at_layer(self.kernels, self.layer, product_transposed, x).T
+        return at_layer([self.kernels], self.layer, product_transposed, x).T
 
 
 def unstack(graphdef: nnx.GraphDef, lora: nnx.State, base: nnx.State, merged: bool) -> nnx.State:
