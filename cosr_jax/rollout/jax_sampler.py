@@ -25,9 +25,9 @@ from cosr_jax.rollout.prompts import PromptStore
 from cosr_jax.rollout.sampling import seed_key
 from cosr_jax.rollout.schedule import Layout, Schedule
 from cosr_jax.student.compiling import compiler_options
+from cosr_jax.student.decoding_copy import unstack
 from cosr_jax.student.model import Student, merge
 from cosr_jax.student.quantised import is_packed
-from cosr_jax.student.unstacked import unstack
 from cosr_jax.types import Completion, Finished, SamplingParams, UserError
 
 #: Slots are refilled, and completions handed over, when this share of them has ended: less often,

@@ -17,7 +17,7 @@ from cosr_jax.student.blockwise import (
     join,
     time_first,
 )
-from cosr_jax.student.layers import LayerContext, LayerKind, Linear, RMSNorm, Window
+from cosr_jax.student.layers import LayerContext, LayerKind, Linear, RMSNorm, Window, together
 from cosr_jax.student.shape import ModelConfig
 
 
@@ -57,12 +57,11 @@ class Attention(nnx.Module):
         """
         batch, time, _ = x.shape
 
-        def heads(linear: Linear, number: int, key: Any) -> jax.Array:
-            return linear(x, context.adapters, key).reshape(batch, time, number, self.head_dim)
-
-        q = heads(self.q_proj, self.num_heads, keys[0])
-        k = heads(self.k_proj, self.num_kv_heads, keys[1])
-        v = heads(self.v_proj, self.num_kv_heads, keys[2])
+        projections = self.q_proj, self.k_proj, self.v_proj
+        q, k, v = (
+            out.reshape(batch, time, -1, self.head_dim)
+            for out in together(projections, x, context.adapters, keys[:3])
+        )
         if self.normed:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = context.rotate(q, layer), context.rotate(k, layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,6 +21,7 @@ from cosr_jax.student.lora import (
 )
 from cosr_jax.student.products import frozen_product
 from cosr_jax.student.quantised import Quantised
+from cosr_jax.student.unstacked import Unstacked, times_each
 
 
 class Linear(nnx.Module):
@@ -58,29 +60,54 @@ class Linear(nnx.Module):
     def __call__(
         self, x: jax.Array, adapters: bool = True, dropout_key: jax.Array | None = None
     ) -> jax.Array:
-        # One token axis: adapter gradients that contract two axes miss XLA CPU's fast product.
-        tokens = x.reshape(-1, x.shape[-1])
-        out = self._product(tokens, adapters, dropout_key if self.dropout else None)
-        if hasattr(self, "bias"):
-            out = out + self.bias[...].astype(x.dtype)[None]
-        return out.reshape(*x.shape[:-1], -1)
+        return together([self], x, adapters, [dropout_key])[0]
 
-    def _product(self, tokens: jax.Array, adapters: bool, dropout_key: Any) -> jax.Array:
+    def _output(
+        self, tokens: jax.Array, own: jax.Array | None, adapters: bool, dropout_key: Any
+    ) -> jax.Array:
+        """Of tokens [tokens, in]; ``own`` is their product with the kernel, if there is one yet."""
+        out = self._product(tokens, own, adapters, dropout_key if self.dropout else None)
+        if hasattr(self, "bias"):
+            out = out + self.bias[...].astype(tokens.dtype)[None]
+        return out
+
+    def _product(
+        self, tokens: jax.Array, own: jax.Array | None, adapters: bool, dropout_key: Any
+    ) -> jax.Array:
         kernel = self.kernel[...]
         if not isinstance(kernel, Quantised):  # which is widened within each product
             kernel = kernel.astype(tokens.dtype)
         if not (adapters and self.scale):
-            return _times(tokens, kernel)
+            return _times(tokens, kernel) if own is None else own
         a, b = (x[...].astype(tokens.dtype) for x in (self.lora_a, self.lora_b))
-        if dropout_key is None and merges(tokens, a, b):
-            return merged_product(tokens, kernel, a, b, self.scale)
-        if dropout_key is None and joins(tokens, kernel):
-            return joined_product(tokens, kernel, a, b, self.scale)
+        if own is None and dropout_key is None:
+            if merges(tokens, a, b):
+                return merged_product(tokens, kernel, a, b, self.scale)
+            if joins(tokens, kernel):
+                return joined_product(tokens, kernel, a, b, self.scale)
         inputs = tokens
         if dropout_key is not None:
             keep = jax.random.bernoulli(dropout_key, 1 - self.dropout, inputs.shape)
             inputs = jnp.where(keep, inputs / (1 - self.dropout), 0)
-        return _times(tokens, kernel) + adapter_product(inputs, a, b, self.scale)
+        own = _times(tokens, kernel) if own is None else own
+        return own + adapter_product(inputs, a, b, self.scale)
+
+
+def together(
+    linears: Sequence[Linear], x: jax.Array, adapters: bool, dropout_keys: Sequence[Any]
+) -> list[jax.Array]:
+    """What each linear makes of the same x [..., in]: [..., out] each.
+
+    Where kernels lie in one array a layer, one switch picks those of all.
+    """
+    # One token axis: adapter gradients that contract two axes miss XLA CPU's fast product.
+    tokens = x.reshape(-1, x.shape[-1])
+    unstacked = [k for k in (one.kernel[...] for one in linears) if isinstance(k, Unstacked)]
+    own: Sequence[Any] = times_each(tokens, unstacked) if unstacked else [None] * len(linears)
+    return [
+        linear._output(tokens, product, adapters, key).reshape(*x.shape[:-1], -1)
+        for linear, product, key in zip(linears, own, dropout_keys, strict=True)
+    ]
 
 
 def _times(tokens: jax.Array, kernel: Any) -> jax.Array:

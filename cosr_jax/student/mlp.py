@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from cosr_jax.student.layers import LayerContext, Linear
+from cosr_jax.student.layers import LayerContext, Linear, together
 from cosr_jax.student.shape import ModelConfig
 from cosr_jax.student.stacks import kept
 
@@ -31,8 +31,10 @@ class Mlp(nnx.Module):
         self.down_proj = make_linear("mlp.down_proj", f, d, ("mlp", "embed"), bias)
 
     def __call__(self, x, context: LayerContext, keys: list[Any]):
-        gate = kept(self.gate_proj(x, context.adapters, keys[0]), "mlp")
-        up = kept(self.up_proj(x, context.adapters, keys[1]), "mlp")
+        projections = self.gate_proj, self.up_proj
+        gate, up = (
+            kept(out, "mlp") for out in together(projections, x, context.adapters, keys[:2])
+        )
         return self.down_proj(gated(self.activation, gate, up), context.adapters, keys[2])
 
 

@@ -8,16 +8,12 @@ copy, and a mesh is better served by stacks, so this form is for decoding on one
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from cosr_jax.student.layers import Linear
 from cosr_jax.student.packed import Packed
 from cosr_jax.student.products import product_transposed
 from cosr_jax.student.stacks import sliceable, sliced
@@ -68,59 +64,19 @@ class Unstacked:
             raise ValueError(f"kernels of {self.kernels[0].dtype} in a product of {dtype}")
         return self
 
-    def __rmatmul__(self, x: jax.Array) -> jax.Array:
+
+def times_each(x: jax.Array, linears: Sequence[Unstacked]) -> list[jax.Array]:
+    """x [rows, in] times the kernel of each: [rows, out] each."""
+
+    def products(*operands: jax.Array) -> list[jax.Array]:
         # [out, in] x [rows, in]^T: a kernel that stands first is read as it lies; standing second,
         # it would be packed into another layout before each product.
-        assert self.layer is not None
-        return at_layer([self.kernels], self.layer, product_transposed, x).T
+        *kernels, x = operands
+        return [product_transposed(kernel, x) for kernel in kernels]
 
-
-def unstack(graphdef: nnx.GraphDef, lora: nnx.State, base: nnx.State, merged: bool) -> nnx.State:
-    """``base`` with the kernels of every linear unstacked, in the compute dtype.
-
-    Called outside jit: in one program of all layers, each would be compiled.
-
-    Args:
-      graphdef: the student's, without experts: all linears have all layers.
-      lora: adapters.
-      base: frozen weights.
-      merged: whether adapters are added to the kernels; they must not be applied again then.
-    """
-    model = nnx.merge(graphdef, lora, base)
-    linears = [module for _, module in nnx.iter_graph(model) if isinstance(module, Linear)]
-    stacks = []
-    for linear in linears:
-        adapter = None
-        if merged and linear.scale:
-            adapter = (linear.lora_a[...], linear.lora_b[...], linear.scale)
-        stacks.append((linear.kernel[...], adapter))
-    layers = [
-        _one_layer(stacks, np.int32(layer), model.compute_dtype)
-        for layer in range(model.config.num_hidden_layers)
-    ]
-    for linear, kernels in zip(linears, zip(*layers, strict=True), strict=True):
-        linear.kernel = cast(Any, linear.kernel.replace(Unstacked(kernels)))
-    _, *states = nnx.split(model, nnx.LoRAParam, nnx.Param)
-    return states[1]
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _one_layer(
-    stacks: list[tuple[jax.Array, Any]], layer: jax.Array, dtype: Any
-) -> list[jax.Array]:
-    """A layer's kernels [out, in], each with its adapter (A, B, scale) added, or None."""
-
-    def at(stack: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(stack, layer, keepdims=False)
-
-    def kernel(stack: jax.Array, adapter: Any) -> jax.Array:
-        own = at(stack).T
-        if adapter is not None:
-            a, b, scale = adapter
-            own = own + scale * jnp.matmul(at(b).T, at(a).T)
-        return own.astype(dtype)
-
-    return [kernel(*one) for one in stacks]
+    layer = linears[0].layer
+    assert layer is not None
+    return [out.T for out in at_layer([one.kernels for one in linears], layer, products, x)]
 
 
 def split_stacked(state: nnx.State) -> tuple[nnx.State, nnx.State]:
