@@ -136,22 +136,22 @@ def attend_group(
     prompts, kv_heads, group = q.shape[0], k.shape[2], rows // q.shape[0]
     length = (q.shape[1] - prompt) // group
 
-    def parted(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return x[:, :prompt], x[:, prompt:].reshape(rows, length, *x.shape[2:])
+    def completions(x: jax.Array) -> jax.Array:
+        return x[:, prompt:].reshape(rows, length, *x.shape[2:])
 
     def with_prompt(x: jax.Array) -> jax.Array:
-        shared, own = parted(x)
-        return jnp.concatenate([jnp.repeat(shared, group, axis=0), own], axis=1)
+        shared = jnp.repeat(x[:, :prompt], group, axis=0)
+        return jnp.concatenate([shared, completions(x)], axis=1)
 
-    own_queries = jax.ShapeDtypeStruct((rows, length, *q.shape[2:]), q.dtype)
-    if kernel := kernels.choose(own_queries, k, sinks):
-        past = jax.tree.map(lambda x: parted(x)[0], (q, k, v, places))
-        shared = attend(*past, window, sinks)
-        own_q, own = jax.tree.map(lambda x: parted(x)[1], (q, places))
+    queries = jax.ShapeDtypeStruct((rows, length, *q.shape[2:]), q.dtype)
+    keys = jax.ShapeDtypeStruct((rows, prompt + length, *k.shape[2:]), k.dtype)
+    if kernel := kernels.choose(queries, keys, sinks):
+        past_q, past_k, past_v, past = jax.tree.map(lambda x: x[:, :prompt], (q, k, v, places))
+        shared = attend(past_q, past_k, past_v, past, window, sinks)
+        own_q, own = jax.tree.map(completions, (q, places))
         k, v, where = jax.tree.map(with_prompt, (k, v, places))
-        completions = kernel(own_q, k, v, own, where, window, sinks)
-        completions = completions.reshape(prompts, -1, *completions.shape[2:])
-        return jnp.concatenate([shared, completions], axis=1)
+        out = kernel(own_q, k, v, own, where, window, sinks)
+        return jnp.concatenate([shared, out.reshape(prompts, -1, *out.shape[2:])], axis=1)
 
     def by_row(x: jax.Array) -> jax.Array:
         """Completions [prompts, kv_heads, group, length, ...] of [prompts, kv_heads, time, ...]."""

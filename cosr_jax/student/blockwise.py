@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,10 @@ HIDDEN_SCORE = -1e30
 #: Blocks that a sequence is cut into, each compiled: with n of them, (n + 1) / 2n of the square is
 #: computed.  Smaller ones than the least make slow products, larger ones than the most take memory.
 _BLOCKS, _LEAST, _MOST = 8, 64, 512
+
+
+#: What has a shape and a dtype.
+Like = jax.Array | jax.ShapeDtypeStruct
 
 
 @jax.tree_util.register_dataclass
@@ -178,7 +182,7 @@ def _blocks(queries: int, keys: int, causal: bool) -> Iterator[tuple[int, int, i
 
 
 def _rows(x: jax.Array, start: int, stop: int) -> jax.Array:
-    """[..., queries, group, d] -> [..., rows, d]: a block's queries, each with its group's heads."""
+    """[..., queries, group, d] -> [..., rows, d]: a block's queries, each with all its heads."""
     return x[..., start:stop, :, :].reshape(*x.shape[:-3], -1, x.shape[-1])
 
 

@@ -177,6 +177,7 @@ def attend_cached(
         return out.astype(q.dtype)
 
     prompt_positions = jnp.repeat(cache.prompt_positions, rows // places, axis=0)
+
     # Batch axes first in the products: the CPU knows no bfloat16 product in another order.
     def past_scores(prompt: Packed, own: Packed, q: jax.Array) -> tuple[jax.Array, jax.Array]:
         to_prompt = scores(prompt, by_place(q), "psgqh,pghc->pgsqc")

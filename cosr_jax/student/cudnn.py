@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from cosr_jax.student.blockwise import Places
+from cosr_jax.student.blockwise import Like, Places
 from cosr_jax.student.layers import Window
 
 #: cuDNN takes head sizes that are multiples of this, and masks over an even number of tokens.
 _LANES = 8
 
 
-def serves(q: jax.Array, k: jax.Array, sinks: jax.Array | None) -> bool:
+def serves(q: Like, k: Like, sinks: jax.Array | None) -> bool:
     """Whether this GPU's cuDNN takes such arrays, forward and backward.
 
     JAX and cuDNN raise where it does not: flash attention wants 16-bit floats, Ampere or later, and

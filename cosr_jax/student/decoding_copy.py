@@ -1,4 +1,4 @@
-"""A copy of the base weights to decode with on one CPU device: linears unstacked, adapters merged."""
+"""A copy of the base weights to decode with on one CPU device: unstacked, adapters merged in."""
 
 from __future__ import annotations
 

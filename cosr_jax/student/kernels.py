@@ -12,12 +12,13 @@ from jax.sharding import PartitionSpec
 
 from cosr_jax import sharding
 from cosr_jax.student import cudnn, splash
+from cosr_jax.student.blockwise import Like
 
 #: ``(q, k, v, queries, keys, window, sinks) -> out``, as ``splash.splash_attention``.
 Kernel = Callable[..., jax.Array]
 
 
-def choose(q: jax.Array, k: jax.Array, sinks: jax.Array | None) -> Kernel | None:
+def choose(q: Like, k: Like, sinks: jax.Array | None) -> Kernel | None:
     """The kernel for such arrays on the platform and mesh in context; None: there is none.
 
     Decided by what is known when a program is traced, so that the same program is the same work.

@@ -102,7 +102,8 @@ def together(
     """
     # One token axis: adapter gradients that contract two axes miss XLA CPU's fast product.
     tokens = x.reshape(-1, x.shape[-1])
-    unstacked = [k for k in (one.kernel[...] for one in linears) if isinstance(k, Unstacked)]
+    kernels: list[Any] = [linear.kernel[...] for linear in linears]
+    unstacked = [kernel for kernel in kernels if isinstance(kernel, Unstacked)]
     own: Sequence[Any] = times_each(tokens, unstacked) if unstacked else [None] * len(linears)
     return [
         linear._output(tokens, product, adapters, key).reshape(*x.shape[:-1], -1)

@@ -18,14 +18,14 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask as masks,
 )
 
-from cosr_jax.student.blockwise import Places
+from cosr_jax.student.blockwise import Like, Places
 from cosr_jax.student.layers import Window
 
 #: Tokens of a block, large ones first; the kernel works on multiples of the least.
 _BLOCKS = (512, 384, 256, 128)
 
 
-def serves(q: jax.Array) -> bool:
+def serves(q: Like) -> bool:
     """Whether sequences are long enough: the scores of one small block are no burden anywhere."""
     return q.shape[1] >= _BLOCKS[-1]
 

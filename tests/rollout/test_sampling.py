@@ -5,7 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cosr_jax.rollout.sampling import categorical, draw_token, truncate
+from cosr_jax.rollout.sampling import (
+    categorical,
+    draw_token,
+    seed_key,
+    truncate,
+    uniforms,
+)
 
 invert = jax.jit(categorical)
 
@@ -185,23 +191,61 @@ def test_greedy_takes_the_likeliest_under_the_plain_softmax():
     np.testing.assert_allclose(logprob, np.log([0.5, 0.5]), rtol=1e-6)
 
 
+def tree_sum(x, *_, **__):
+    return jax.lax.associative_scan(jnp.add, x, axis=-1)
+
+
 def test_no_impossible_token_where_sums_are_rounded_in_tree_order(monkeypatch):
-    """Accelerators sum prefixes in a tree; its rounding makes the sum rise at entries of zero."""
-    monkeypatch.setattr(
-        jnp, "cumsum", lambda x, axis: jax.lax.associative_scan(jnp.add, x, axis=axis)
-    )
+    """Accelerators may sum in a tree; its rounding makes the sum rise at entries of zero."""
+    monkeypatch.setattr(jnp, "matmul", tree_sum)
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 3, (500, 300)).astype(np.float32)
     logits[rng.random(logits.shape) < 0.9] = -np.inf
     logits[:, 0] = 0.0
     weights = np.exp(logits - logits.max(-1, keepdims=True))[:, :256]
-    running = np.asarray(jnp.cumsum(jnp.asarray(weights), axis=-1))
+    running = np.asarray(tree_sum(jnp.asarray(weights)))
     gaps = np.argwhere((np.diff(running) > 0) & (weights[:, 1:] == 0))
     assert len(gaps) > 200
     rows, columns = gaps.T
     aimed = running[rows, columns] / np.exp(logits[rows] - logits[rows].max(-1)[:, None]).sum(-1)
     in_tree_order = jax.jit(lambda *arguments: categorical(*arguments))
-    for uniforms in (aimed, np.zeros(len(rows)), np.full(len(rows), 1 - 2.0**-24)):
-        drawn = np.asarray(in_tree_order(jnp.asarray(logits[rows]), uniforms.astype(np.float32)))
+    for numbers in (aimed, np.zeros(len(rows)), np.full(len(rows), 1 - 2.0**-24)):
+        drawn = np.asarray(in_tree_order(jnp.asarray(logits[rows]), numbers.astype(np.float32)))
         assert drawn.max() < 300
         assert (logits[rows, drawn] > -np.inf).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "counter", "word"),
+    [
+        ((0, 0), (0, 0), 0x6B200159),
+        ((0xFFFFFFFF,) * 2, (0xFFFFFFFF,) * 2, 0x1CB996FC),
+        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), 0xC4923A9C),
+    ],
+)
+def test_uniforms_are_threefrys_known_answers(key, counter, word):
+    """Those of 2x32 words and 20 rounds in Random123's kat_vectors."""
+    row, number = (jnp.asarray([word], jnp.uint32).astype(jnp.int32) for word in counter)
+    drawn = uniforms(jnp.asarray(key, jnp.uint32), row, number)
+    assert drawn.tolist() == [(word >> 8) / 2**24]
+
+
+@given(st.integers(-(2**31), 2**70))
+def test_seeds_of_64_bits_give_keys_of_their_own(seed):
+    high, low = seed_key(seed).tolist()
+    assert (high << 32) + low == seed % 2**64
+
+
+def test_rows_and_numbers_have_random_numbers_of_their_own():
+    rows, numbers = (x.reshape(-1) for x in np.meshgrid(np.arange(256), np.arange(256)))
+    key = jnp.asarray(seed_key(7))
+    drawn = np.asarray(uniforms(key, jnp.asarray(rows), jnp.asarray(numbers)))
+    assert ((drawn >= 0) & (drawn < 1)).all()
+    assert len(np.unique(drawn)) > 0.99 * len(drawn)
+    bins = (drawn * 64).astype(int)
+    statistic, freedom = chi_square(bins, np.full(64, 1 / 64))
+    assert statistic < chi_square_bound(freedom)
+    # A row's numbers, and a number's rows, are no copies of the next ones.
+    table = drawn.reshape(256, 256)
+    for one, other in ((table[1:], table[:-1]), (table[:, 1:], table[:, :-1])):
+        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 5 / 256

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cosr_jax.student import blockwise
-from cosr_jax.student.attention import attend
+from cosr_jax.student.attention import attend, attend_group
 from cosr_jax.student.blockwise import Places, blockwise_attention, heads_first, join, time_first
 from cosr_jax.student.cudnn import cudnn_attention
 from cosr_jax.student.layers import Window
@@ -107,6 +109,60 @@ def test_a_softmax_joined_from_two_parts_is_the_softmax_over_both():
         strict=True,
     ):
         np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 9])
+def test_a_group_attends_as_each_of_its_rows_would_with_the_prompt_before_it(window):
+    """Over several blocks of the prompt; prompts padded before, completions behind."""
+    prompt, group, new = 21, 3, 5
+    q, k, v, cotangent = tokens(prompt + group * new)
+    rows = BATCH * group
+    before = jnp.ones((BATCH, prompt), jnp.int32).at[0, :4].set(0)
+    after = jnp.ones((rows, new), jnp.int32).at[1, -2:].set(0)
+    lengths = before.sum(1, keepdims=True)
+    past = jnp.maximum(jnp.arange(prompt)[None] - (prompt - lengths), 0)
+    own = jnp.repeat(lengths, group, 0) + jnp.arange(new)[None]
+
+    def joined(prompt, completions):
+        return jnp.concatenate([prompt, completions.reshape(BATCH, -1)], axis=1)
+
+    def by_row(x):
+        shared, own = x[:, :prompt], x[:, prompt:].reshape(rows, new, *x.shape[2:])
+        return jnp.concatenate([jnp.repeat(shared, group, 0), own], axis=1)
+
+    where = Places(joined(before, after), joined(past, own))
+    slides = None if window is None else Window(jnp.int32(window), window)
+    sinks = jnp.linspace(-1.0, 2.0, HEADS)
+    real = (where.segments > 0)[..., None, None]
+
+    def together(q, k, v):
+        return attend_group(q, k, v, where, prompt, rows, slides, sinks) * real
+
+    def apart(q, k, v):
+        each = jax.tree.map(by_row, (q, k, v, where))
+        out = attend_at_once(*each, slides, sinks)
+        completions = out[:, prompt:].reshape(BATCH, -1, HEADS, WIDTH)
+        return jnp.concatenate([out[::group, :prompt], completions], axis=1) * real
+
+    for mine, other in zip(
+        value_and_pulls(together, cotangent, q, k, v),
+        value_and_pulls(apart, cotangent, q, k, v),
+        strict=True,
+    ):
+        assert np.abs(other).max() > 0.1
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(1, 9000), st.integers(0, 9000), st.booleans())
+def test_blocks_cover_all_queries_and_what_they_see(keys, more, causal):
+    queries = keys + more if causal else max(1, more)
+    end = 0
+    for start, stop, seen in blockwise._blocks(queries, keys, causal):
+        assert start == end < stop
+        assert seen == keys if not causal else min(stop, keys) <= seen <= keys
+        assert (stop - start) * seen <= max(blockwise._MOST**2, blockwise._MOST * keys)
+        end = stop
+    assert end == queries
 
 
 def test_neither_pass_holds_scores_of_all_tokens():
