@@ -201,6 +201,7 @@ def _bias(queries, keys, window, start, stop, seen, causal):
     if causal:
         ahead = jnp.arange(seen)[None, :] - jnp.arange(start, stop)[:, None]
         ahead = ahead.reshape(*[1] * (allowed.ndim - 2), *ahead.shape)
+        # Tied to a batch's tokens: each comparison would be an array of its own outside all loops.
         allowed, ahead = jax.lax.optimization_barrier((allowed, ahead))
         allowed = (allowed & (ahead <= 0)) | (ahead == 0)
     return jnp.where(allowed, 0.0, HIDDEN_SCORE)

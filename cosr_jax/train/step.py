@@ -44,6 +44,7 @@ def make_optimizer(train: TrainConfig) -> optax.GradientTransformation:
     schedule change between rounds, and as arguments they cost no compilation.
     """
     return optax.chain(
+        optax.identity(),  # checkpoints name moments by their place, which was behind a clipping
         optax.scale_by_adam(),
         optax.add_decayed_weights(train.weight_decay),
     )
