@@ -167,11 +167,9 @@ def decode(job: Job) -> tuple[int, int]:
     )
     state = jax.tree.map(lambda x: array(x.shape, x.dtype), jax.eval_shape(empty))
     state = dataclasses.replace(state, cache=jax.tree.map(cached, state.cache))
-    key = jax.eval_shape(lambda: jax.random.key(0))
     number, count = array((), jnp.float32), array((), jnp.int32)
-    drawing = slots.Drawing(
-        array(key.shape, key.dtype), array((2,), jnp.int32), number, number, count
-    )
+    stops = array((student.config.vocab_size,), bool)
+    drawing = slots.Drawing(array((2,), jnp.uint32), stops, number, number, count)
     each, flags = array((DECODED,), jnp.int32), array((DECODED,), bool)
     positions = array((DECODED // 8, job.prompt), jnp.int32)
     turn = slots.Turn(flags, each, each, each, positions, flags, count)

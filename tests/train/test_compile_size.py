@@ -43,13 +43,11 @@ def decode(layers: int) -> jax.stages.Lowered:
     """32 rows of 512 + 512 tokens."""
     of, rows = student(layers), 32
     empty = functools.partial(slots.empty_slots, of.config, rows, rows, 512, 512, jnp.bfloat16)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    stops, number = like((2,), jnp.int32), like((), jnp.float32)
-    drawing = slots.Drawing(key, stops, number, number, like((), jnp.int32))
+    stops, number = like((of.config.vocab_size,), bool), like((), jnp.float32)
+    key, count = like((2,), jnp.uint32), like((), jnp.int32)
+    drawing = slots.Drawing(key, stops, number, number, count)
     each, flags = like((rows,), jnp.int32), like((rows,), bool)
-    turn = slots.Turn(
-        flags, each, each, each, like((rows, 512), jnp.int32), flags, like((), jnp.int32)
-    )
+    turn = slots.Turn(flags, each, each, each, like((rows, 512), jnp.int32), flags, count)
     options = functools.partial(slots.decode, of.graphdef, adapters=True, greedy=False)
     program = jax.jit(
         functools.partial(options, truncated=False),
