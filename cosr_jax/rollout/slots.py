@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from cosr_jax import sharding
-from cosr_jax.rollout.sampling import draw_token, uniforms
+from cosr_jax.rollout.sampling import draw_token, row_keys, uniforms
 from cosr_jax.student.cache import KEY_AXIS, VALUE_AXIS
 from cosr_jax.student.model import KVCache, merge
 from cosr_jax.student.packed import Packed, pack
@@ -269,7 +269,7 @@ def decode(
     model = merge(graphdef, lora, base)
     started = slots.running | turn.fresh
     slots = _begin(slots, turn)
-    columns = slots.tokens.shape[1]
+    keys, columns = row_keys(drawing.key, slots.row), slots.tokens.shape[1]
 
     def more(slots: Slots) -> jax.Array:
         running = slots.running.sum()
@@ -281,7 +281,7 @@ def decode(
         )
         token, logprob = draw_token(
             model.logits(hidden),
-            uniforms(drawing.key, slots.row, slots.drawn),
+            uniforms(keys, slots.drawn),
             drawing.temperature,
             drawing.top_p,
             drawing.top_k,

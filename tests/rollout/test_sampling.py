@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from cosr_jax.rollout.sampling import (
     categorical,
     draw_token,
+    row_keys,
     seed_key,
     truncate,
     uniforms,
@@ -215,37 +216,22 @@ def test_no_impossible_token_where_sums_are_rounded_in_tree_order(monkeypatch):
         assert (logits[rows, drawn] > -np.inf).all()
 
 
-@pytest.mark.parametrize(
-    ("key", "counter", "word"),
-    [
-        ((0, 0), (0, 0), 0x6B200159),
-        ((0xFFFFFFFF,) * 2, (0xFFFFFFFF,) * 2, 0x1CB996FC),
-        ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), 0xC4923A9C),
-    ],
+@given(
+    st.integers(0, 2**31 - 1),
+    st.lists(st.tuples(st.integers(0, 2**31 - 1), st.integers(0, 2**20)), min_size=1, max_size=9),
 )
-def test_uniforms_are_threefrys_known_answers(key, counter, word):
-    """Those of 2x32 words and 20 rounds in Random123's kat_vectors."""
-    row, number = (jnp.asarray([word], jnp.uint32).astype(jnp.int32) for word in counter)
-    drawn = uniforms(jnp.asarray(key, jnp.uint32), row, number)
-    assert drawn.tolist() == [(word >> 8) / 2**24]
+def test_random_numbers_are_those_of_jax(seed, pairs):
+    rows, numbers = (jnp.asarray(column, jnp.int32) for column in zip(*pairs, strict=True))
+
+    def one(row, number):
+        key = jax.random.fold_in(jax.random.key(seed), row)
+        return jax.random.uniform(jax.random.fold_in(key, number))
+
+    drawn = uniforms(row_keys(jnp.asarray(seed_key(seed)), rows), numbers)
+    np.testing.assert_array_equal(drawn, jax.vmap(one)(rows, numbers))
 
 
 @given(st.integers(-(2**31), 2**70))
 def test_seeds_of_64_bits_give_keys_of_their_own(seed):
     high, low = seed_key(seed).tolist()
     assert (high << 32) + low == seed % 2**64
-
-
-def test_rows_and_numbers_have_random_numbers_of_their_own():
-    rows, numbers = (x.reshape(-1) for x in np.meshgrid(np.arange(256), np.arange(256)))
-    key = jnp.asarray(seed_key(7))
-    drawn = np.asarray(uniforms(key, jnp.asarray(rows), jnp.asarray(numbers)))
-    assert ((drawn >= 0) & (drawn < 1)).all()
-    assert len(np.unique(drawn)) > 0.99 * len(drawn)
-    bins = (drawn * 64).astype(int)
-    statistic, freedom = chi_square(bins, np.full(64, 1 / 64))
-    assert statistic < chi_square_bound(freedom)
-    # A row's numbers, and a number's rows, are no copies of the next ones.
-    table = drawn.reshape(256, 256)
-    for one, other in ((table[1:], table[:-1]), (table[:, 1:], table[:, :-1])):
-        assert abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 5 / 256
