@@ -28,9 +28,9 @@ def row_keys(key: jax.Array, row: jax.Array) -> tuple[jax.Array, jax.Array]:
 def uniforms(keys: tuple[jax.Array, jax.Array], number: jax.Array) -> jax.Array:
     """float32 [rows] in [0, 1): ``jax.random.uniform(fold_in(key, number))`` for each row.
 
-    To the last bit what those calls give under vmap, in half as many programs to compile: written
-    as the blocks of Threefry-2x32 that they are (Salmon et al., "Parallel random numbers: as easy
-    as 1, 2, 3", 2011).
+    To the last bit what those calls give under vmap, with fewer kernels to compile: written as the
+    blocks of Threefry-2x32 that they are (Salmon et al., "Parallel random numbers: as easy as 1, 2,
+    3", 2011).
 
     Args:
       keys: of the rows, from ``row_keys``.
@@ -87,7 +87,7 @@ def categorical(logits: jax.Array, uniforms: jax.Array) -> jax.Array:
     weights = jnp.pad(weights, ((0, 0), (0, -vocab % _BLOCK))).reshape(rows, -1, _BLOCK)
 
     def invert(masses: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # Running sums by a product: a CPU takes long to compile and to run any other form.
+        # Running sums by a product: of a cumulative sum XLA makes several kernels to compile.
         order = jnp.arange(masses.shape[-1])
         is_before = (order[:, None] <= order[None]).astype(masses.dtype)
         running = jnp.matmul(masses, is_before, precision=jax.lax.Precision.HIGHEST)
