@@ -212,13 +212,18 @@ class JaxSampler:
         return done
 
     def _empty_slots(self, *shape: Any) -> slots.Slots:
-        if not self._unstacked:
+        if self._mesh is not None:
             return self._empty(*shape)
+        # Put where the weights are, as decoding leaves them: else it would be compiled once more
+        # for the second turn.
+        where = jax.tree.leaves(self._base)[0].sharding
+        if not self._unstacked:
+            return jax.device_put(self._empty(*shape), where)
         # Of one array a layer a program would take its time to compile.  Here positions are zero as
         # well: a row's are written when it begins.
         like = jax.eval_shape(lambda: slots.empty_slots(*shape))
         return jax.tree.map(
-            lambda x: jax.device_put(np.zeros(x.shape, x.dtype), may_alias=False), like
+            lambda x: jax.device_put(np.zeros(x.shape, x.dtype), where, may_alias=False), like
         )
 
     def _decoding_base(self) -> nnx.State:
